@@ -1,0 +1,1 @@
+"""Fast math on plain arrays; knows nothing of refine."""

@@ -1,0 +1,21 @@
+"""What a user can cause. Every message says what was given, what is accepted and what to do."""
+
+
+class RefineError(Exception):
+    """Base of every error that input, options or files can cause."""
+
+
+class InputError(RefineError, ValueError):
+    """An image or mask that cannot be refined: its shape, type or values."""
+
+
+class FileError(RefineError, OSError):
+    """A file that cannot be read or written."""
+
+
+class OptionError(RefineError, ValueError):
+    """An option with an unknown or impossible value; the message lists the known ones."""
+
+
+class WeightsError(RefineError):
+    """Weights that are missing, damaged or belong to another model; the message names what is missing."""

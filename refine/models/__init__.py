@@ -1,0 +1,1 @@
+"""Networks and their presets: no input or output, no devices, no chunking."""
