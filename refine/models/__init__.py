@@ -1,1 +1,89 @@
 """Networks and their presets: no input or output, no devices, no chunking."""
+
+from typing import Any, Final, Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+from refine.config import Cascade, Spec
+from refine.coords import Axis
+from refine.errors import OptionError
+from refine.models.crm_r50 import CRMResNet50
+from refine.models.crm_s import CRMSmall
+from refine.tiles import Window
+
+
+class Network(Protocol):
+    """What the engine asks of a network: encode once, query any pixel."""
+
+    stride: int
+    """px of the network's input per latent cell."""
+    window: int
+    """Origins of tiles are multiples of this many px of input."""
+    halo: int
+    """px of input around a latent cell that it depends on; a multiple of ``window``."""
+    latent_channels: int
+    neighbours: int
+    """How often the MLP is evaluated for a query."""
+    guided: bool
+    """Whether a query also reads the network's input at its own pixel."""
+
+    def tap_sizes(self, height: int, width: int) -> tuple[tuple[int, int], ...]:
+        """(h, w) of each tap for an input of ``height`` x ``width`` px; the first is the latent's."""
+
+    def encode(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Taps of an input (B, channels, h, w)."""
+
+    def fuse(
+        self, taps: tuple[Tensor, ...], *, sizes: tuple[tuple[int, int], ...], origin: tuple[int, int], window: Window
+    ) -> Tensor:
+        """Latent of a window of cells of the whole picture, from taps that begin at its cell ``origin``."""
+
+    def axis(self, pixels: int, samples: int) -> Axis:
+        """Where each of ``pixels`` reads the latent of ``samples`` px of input."""
+
+    def axis_at(self, pixels: int, samples: int, queries: int) -> Axis:
+        """Where ``queries`` that are spread over ``pixels`` as the next scale's samples are read that latent."""
+
+    def decode(self, latent: Tensor, rows: Any, columns: Any, guide: Tensor | None) -> Tensor:
+        """Logits (B, 1, n, m) float32 of the queries ``rows`` x ``columns``."""
+
+    def folded(self) -> Self:
+        """A copy for inference."""
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Self:
+        """As `torch.nn.Module.to`."""
+
+
+NETWORKS: Final[dict[str, type[nn.Module]]] = {"CRMResNet50": CRMResNet50, "CRMSmall": CRMSmall}
+
+PRESETS: Final[dict[str, Spec]] = {
+    "crm-s": Spec(
+        model="crm-s",
+        network="CRMSmall",
+        arguments={"in_channels": 4, "latent_channels": 32},
+        cascade=Cascade(
+            smallest=224,
+            pad=0,
+            mean=(0.0, 0.0, 0.0),
+            std=(1.0, 1.0, 1.0),
+            resize="area",
+            coarse_decode="next",
+        ),
+    ),
+    "crm-r50": Spec(model="crm-r50", network="CRMResNet50", arguments={"in_channels": 4}, cascade=Cascade()),
+}
+
+
+def preset(name: str) -> Spec:
+    """The specification of a preset. Raises `OptionError` that lists the known ones."""
+    if name not in PRESETS:
+        raise OptionError(f"model={name!r} is unknown; known are {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def build(spec: Spec) -> nn.Module:
+    """A network with random weights, in training mode. Raises `OptionError` for an unknown class."""
+    if spec.network not in NETWORKS:
+        raise OptionError(f"network {spec.network!r} is unknown; known are {', '.join(NETWORKS)}")
+    return NETWORKS[spec.network](**spec.arguments)

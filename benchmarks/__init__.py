@@ -1,0 +1,1 @@
+"""What the library is measured against, and the programs that measure it."""

@@ -1,0 +1,526 @@
+"""The command line. Torch and numpy are imported when there is something to refine, so that `--help` is instant."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from refine.errors import FileError, OptionError, RefineError, WeightsError
+from refine.pairs import Found, Pair, find_pairs, with_outputs
+
+if TYPE_CHECKING:
+    from refine import Refined, Refiner
+
+PROGRAM = "refine-cli"
+MAIN = "(main)"  # the main job's name in the group; no file or command has it as a first word
+UsageError: Any = typer.BadParameter.__base__  # click's own, or the copy that newer typers carry
+
+SUMMARY = "Refine coarse masks: an image and its coarse mask in, a precise mask of the image's size out."
+USAGE = ["[OPTIONS] IMAGE MASK [-o OUT]", "[OPTIONS] FOLDER [MASK_FOLDER] -o OUT_FOLDER", "COMMAND ..."]
+EXAMPLES = [
+    ("cat.jpg cat_coarse.png -o cat_fine.png", "one image"),
+    ("images masks -o refined", "same names in two folders, sub-folders kept"),
+    ("big -o refined", "one folder of *_im.jpg and *_seg.png"),
+    ("'a/*.jpg' 'b/*.png' -o refined", "quoted globs"),
+]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """`refine-cli`: exits with 0, 1 (a file failed), 2 (wrong usage) or 130 (interrupted)."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    command = typer.main.get_command(app)
+    try:
+        code = command.main(args=arguments or ["--help"], prog_name=PROGRAM, standalone_mode=False)
+        code = code or (0 if arguments else 2)
+    except UsageError as error:
+        message = " ".join(error.format_message().split()).rstrip(".")
+        hint = " (quote globs: 'images/*.jpg')" if "unexpected extra argument" in message else ""
+        _stderr(f"error: {message}{hint}; see {PROGRAM} --help")
+        code = error.exit_code
+    if code:
+        sys.exit(code)
+
+
+class _Group(TyperGroup):
+    """Takes the first word for a command if it is the name of one, else for the main job's IMAGE."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, self._routed(ctx, args))
+
+    def _routed(self, ctx: Any, args: list[str]) -> list[str]:
+        main_job = self.commands[MAIN]
+        takes_value = {name for p in main_job.get_params(ctx) if not getattr(p, "is_flag", True) for name in p.opts}
+        i = 0
+        while i < len(args) and args[i].startswith("-") and args[i] not in ("-", "--"):
+            i += 2 if _takes_next(args[i], takes_value) else 1
+        if i < len(args) and args[i] in self.commands and args[i] != MAIN:
+            return [args[i], *args[:i], *args[i + 1 :]]
+        return [MAIN, *args]
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except RefineError as error:
+            _stderr(f"error: {_one_line(error)}")
+            raise typer.Exit(2 if isinstance(error, OptionError) else 1) from error
+        except KeyboardInterrupt as interrupt:
+            _stderr("interrupted")
+            raise typer.Exit(130) from interrupt
+
+
+def _takes_next(word: str, takes_value: set[str]) -> bool:
+    """Whether the option's value is the next word: `--model x`, `-o x` and `-qo x`, not `--model=x` or `-ox`."""
+    names = [word] if word.startswith("--") else [f"-{letter}" for letter in word[1:]]
+    return next((name is names[-1] for name in names if name in takes_value), False)
+
+
+class _MainJob(TyperCommand):
+    """The main job; its help is that of the whole program."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        for i, usage in enumerate(USAGE):
+            formatter.write_usage(PROGRAM, usage, prefix="Usage: " if i == 0 else "       ")
+        formatter.write_paragraph()
+        formatter.write_text(SUMMARY)
+        with formatter.section("Examples"):
+            formatter.write_dl([(f"{PROGRAM} {words}", meaning) for words, meaning in EXAMPLES], col_max=56)
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            panel = getattr(parameter, "rich_help_panel", None) or "Other"
+            flag = getattr(parameter, "is_flag", True)
+            names = ", ".join(parameter.opts) if parameter.param_type_name == "option" else ""
+            value = "" if names and flag else parameter.metavar or ""
+            panels.setdefault(panel, []).append((f"{names} {value}".strip(), getattr(parameter, "help", None) or ""))
+        for panel, rows in panels.items():
+            with formatter.section(panel):
+                formatter.write_dl(rows)
+        commands = ctx.parent.command.commands
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, c.get_short_help_str(80)) for name, c in commands.items() if name != MAIN])
+
+
+app = typer.Typer(
+    cls=_Group,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+weights_app = typer.Typer(rich_markup_mode=None)
+
+
+@app.callback()
+def _all_commands() -> None:
+    """Keep typer from taking one command for the program."""
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"{PROGRAM} {_installed('refine-masks')}")
+        raise typer.Exit()
+
+
+INPUT, OUTPUT, METHOD, MACHINE = "Input", "Output", "Method", "Machine"
+Model = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Network: crm-s (the default) or crm-r50.", rich_help_panel=METHOD)
+]
+Device = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="auto (the default), cpu, cuda, cuda:1 or mps.", rich_help_panel=MACHINE),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="auto (the default), float32, bfloat16 or float16.", rich_help_panel=MACHINE),
+]
+Weights = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Weights to use: .safetensors, or a published .pth.", rich_help_panel=METHOD),
+]
+Tile = Annotated[
+    int | None,
+    typer.Option(metavar="PIXELS", help="Side of the tiles; smaller ones need less memory.", rich_help_panel=METHOD),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=OUTPUT)]
+
+
+@app.command(MAIN, cls=_MainJob, hidden=True)
+def _refine(
+    image: Annotated[
+        str, typer.Argument(metavar="IMAGE", help="A picture, a folder or a quoted glob.", rich_help_panel=INPUT)
+    ],
+    mask: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MASK",
+            help="Its coarse mask, of the image's size or smaller; a folder or glob where IMAGE is one.",
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
+    allow_large: Annotated[
+        bool, typer.Option("--allow-large", help="Read pictures beyond 250 megapixels.", rich_help_panel=INPUT)
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--out",
+            metavar="OUT",
+            help="The refined mask, or the folder for many. Default: NAME_mask.png beside the mask.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    overlay: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PICTURE", help="Also write the mask drawn over the image; many: a folder.", rich_help_panel=OUTPUT
+        ),
+    ] = None,
+    probability: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PICTURE",
+            help="Also write the probability (.png, .tif or .npy); many: a folder.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    skip_existing: Annotated[
+        bool,
+        typer.Option("--skip-existing", help="Leave out what is already refined; go on.", rich_help_panel=OUTPUT),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one line of JSON per image and nothing else.", rich_help_panel=OUTPUT)
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("-q", "--quiet", help="Print errors only, no progress bar.", rich_help_panel=OUTPUT)
+    ] = False,
+    model: Model = None,
+    weights: Weights = None,
+    tile: Tile = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    from refine.io import IMAGE_SUFFIXES, MASK_SUFFIXES
+
+    exclude = [path for path in (out, overlay, probability) if path is not None]
+    found = find_pairs(image, mask, image_suffixes=IMAGE_SUFFIXES, mask_suffixes=MASK_SUFFIXES, exclude=exclude)
+    found = with_outputs(found, out, overlay=overlay, probability=probability)
+    talk = _Talk(as_json, quiet)
+    _warn_about_rest(found, talk)
+    options = _given(
+        model=model, weights=weights, device=device, dtype=dtype, tile=tile, allow_large=allow_large or None
+    )
+    todo: list[Pair] = []
+    there: list[Pair] = []
+    for pair in found.pairs:
+        (there if skip_existing and all(path.exists() for path in pair.outputs) else todo).append(pair)
+    # What is wrong with a single pair is told without waiting for the weights.
+    missing = [path for pair in todo if not found.many for path in (pair.image, pair.mask) if not path.exists()]
+    if missing:
+        talk.failed(missing[0], f"no such file: {str(missing[0])!r}", pair=todo[0])
+        raise typer.Exit(1)
+    for image_path, reason in found.ambiguous:
+        talk.failed(image_path, reason)
+    for pair in there:
+        talk.skipped(pair)
+    done = 0
+    try:
+        if todo:
+            from refine import Refiner
+
+            done = _refine_all(Refiner(**options), todo, many=found.many, talk=talk)
+    except WeightsError as error:
+        talk.error(_one_line(error))
+        raise typer.Exit(2) from error
+    failed = len(found.ambiguous) + len(todo) - done
+    if found.many:
+        talk.note(f"{done} refined, {len(there)} skipped, {failed} failed")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """The Refiner's options that the command line gives; the others keep its defaults."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _refine_all(refiner: Refiner, pairs: list[Pair], *, many: bool, talk: _Talk) -> int:
+    """How many of the pairs were refined; the others are reported."""
+    from tqdm import tqdm
+
+    done = 0
+    show = len(pairs) > 1 and not talk.quiet and sys.stderr.isatty()
+    try:
+        for pair in tqdm(pairs, disable=not show, unit="image", dynamic_ncols=True):
+            try:
+                refined = _refine_one(refiner, pair)
+            except Exception as error:
+                reason = _reason(error)
+                if reason is None and not many:
+                    raise
+                unexpected = f"unexpected {type(error).__name__}: {_one_line(error)}; refine it alone for the traceback"
+                talk.failed(pair.image, reason or unexpected, pair=pair)
+            else:
+                done += 1
+                talk.done(pair, refined)
+    except KeyboardInterrupt as interrupt:
+        rest = "; --skip-existing goes on from here" if many else ""
+        talk.error(f"interrupted: {done} of {len(pairs)} refined{rest}")
+        raise typer.Exit(130) from interrupt
+    return done
+
+
+def _refine_one(refiner: Refiner, pair: Pair) -> Refined:
+    refined = refiner.refine(pair.image, pair.mask)
+    refined.save(pair.output)
+    if pair.overlay is not None:
+        from refine.io import write_image
+
+        write_image(pair.overlay, refined.overlay(pair.image))
+    if pair.probability is not None:
+        refined.save_probability(pair.probability)
+    return refined
+
+
+def _reason(error: Exception) -> str | None:
+    """What a user can do something about, in one line; None for our own mistakes."""
+    # torch, its backends and OpenCV each have a class or a text of their own for the same thing.
+    text = str(error).lower()
+    if (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or any(words in text for words in ("out of memory", "can't allocate memory", "insufficient memory"))
+    ):
+        return "out of memory; a smaller --tile, --dtype bfloat16 or --device cpu needs less"
+    return _one_line(error) if isinstance(error, RefineError | OSError) else None
+
+
+def _warn_about_rest(found: Found, talk: _Talk) -> None:
+    for paths, text in ((found.images_alone, "without a mask"), (found.masks_alone, "without an image")):
+        if paths:
+            names = ", ".join(map(str, paths[:5])) + (f" and {len(paths) - 5} more" if len(paths) > 5 else "")
+            noun = "image" if paths is found.images_alone else "mask"
+            talk.warning(f"{len(paths)} {noun}{'s' if len(paths) > 1 else ''} {text} left out: {names}")
+
+
+class _Talk:
+    """What is said where: results on stdout, all else on stderr; as JSON, or hardly anything where quiet."""
+
+    def __init__(self, as_json: bool, quiet: bool) -> None:
+        self.as_json, self.quiet = as_json, quiet
+
+    def done(self, pair: Pair, refined: Refined) -> None:
+        report = refined.report
+        for warning in report.warnings:
+            self.warning(f"{pair.image}: {warning}")
+        self._result(
+            f"{pair.output}  ({report.seconds:.1f} s, {report.device})",
+            "done",
+            pair.image,
+            pair,
+            report=report.as_dict(),
+        )
+
+    def skipped(self, pair: Pair) -> None:
+        self._result(f"{pair.output}  (skipped: already there)", "skipped", pair.image, pair)
+
+    def failed(self, image: Path, reason: str, *, pair: Pair | None = None) -> None:
+        self.error(reason if str(image) in reason else f"{image}: {reason}")
+        if self.as_json:
+            self._result("", "failed", image, pair, error=reason)
+
+    def error(self, text: str) -> None:
+        self._write(f"error: {text}", sys.stderr)
+
+    def warning(self, text: str) -> None:
+        self.note(f"warning: {text}")
+
+    def note(self, text: str) -> None:
+        if not self.quiet:
+            self._write(text, sys.stderr)
+
+    def _result(self, text: str, status: str, image: Path, pair: Pair | None, **more: Any) -> None:
+        if self.as_json:
+            files = {} if pair is None else {"mask": pair.mask, "output": pair.output}
+            for name in ("overlay", "probability"):
+                if pair is not None and getattr(pair, name) is not None:
+                    files[name] = getattr(pair, name)
+            self._write(_json({"status": status, "image": image, **files, **more}), sys.stdout)
+        elif not self.quiet:
+            self._write(text, sys.stdout)
+
+    def _write(self, text: str, file: Any) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(text, file=file)  # leaves a running progress bar whole
+        file.flush()
+
+
+@weights_app.callback()
+def _weights() -> None:
+    """List the weights that come with refine, or import a published checkpoint."""
+
+
+@weights_app.command("list")
+def _weights_list(as_json: Json = False) -> None:
+    """List the weights that come with refine: name, model, size, licence."""
+    from refine.checkpoint import manifest
+
+    entries = [
+        {name: getattr(entry, name) for name in ("name", "model", "path", "bytes", "sha256", "licence", "data")}
+        for entry in manifest()
+    ]
+    if as_json:
+        print(_json(entries))
+        return
+    rows = [("NAME", "MODEL", "SIZE", "SHA256", "LICENCE")]
+    rows += [(e["name"], e["model"], f"{e['bytes'] / 1e6:.1f} MB", e["sha256"][:12], e["licence"]) for e in entries]
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    for row in rows:
+        print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]))
+
+
+@weights_app.command("import")
+def _weights_import(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A published checkpoint (.pth).")],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="OUT", help="Default: FILE with .safetensors.")
+    ] = None,
+    model: Annotated[str, typer.Option(metavar="NAME", help="The network it belongs to.")] = "crm-r50",
+) -> None:
+    """Convert a published checkpoint (.pth) to safetensors."""
+    destination = file.with_suffix(".safetensors") if out is None else out
+    if destination.exists() and file.exists() and os.path.samefile(file, destination):
+        raise OptionError(f"the output {str(destination)!r} would replace the checkpoint; choose another one with -o")
+    from refine.loading import import_published
+
+    import_published(file, destination, model=model)
+    print(destination)
+
+
+app.add_typer(weights_app, name="weights")
+
+
+@app.command("evaluate")
+def _evaluate(
+    data: Annotated[
+        list[Path],
+        typer.Argument(metavar="FOLDER...", help="Sets, or folders of sets: *_im.*, *_gt.png, *_seg.png."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="FOLDER", help="Also write figures and pictures there.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(metavar="NUMBER", help="Pictures of a set, the first by name. Default: all.")
+    ] = None,
+    model: Model = None,
+    weights: Weights = None,
+    tile: Tile = None,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Score refined masks against ground truth: a table of IoU and mBA per set."""
+    from refine.evaluation import evaluate_command
+
+    evaluate_command(
+        data,
+        model=model or "crm-s",
+        weights=weights,
+        device=device or "auto",
+        dtype=dtype or "auto",
+        limit=limit,
+        out=out,
+        options=_given(tile=tile),
+    )
+
+
+@app.command("demo")
+def _demo(
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="FOLDER", help="Where the pictures go.")] = Path(
+        "refine-demo"
+    ),
+    model: Model = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    seed: Annotated[int, typer.Option(metavar="NUMBER", help="Seed of the generated scene.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Refine a generated 4k scene; print accuracy before and after, time and memory."""
+    if out.exists() and not out.is_dir():
+        raise FileError(f"{str(out)!r} is a file; give a folder")
+    from refine.demo import run_demo
+
+    figures = run_demo(out, model=model or "crm-s", device=device or "auto", dtype=dtype or "auto", seed=seed)
+    _print_table(figures, as_json)
+
+
+@app.command("info")
+def _info(as_json: Json = False) -> None:
+    """Show versions, devices, threads and the weights folder."""
+    import torch
+
+    from refine.checkpoint import weights_dir
+    from refine.engine import resolve_device, resolve_dtype
+    from refine.models import PRESETS
+
+    device = resolve_device("auto")
+    devices = ["cpu", *(f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        devices.append("mps")
+    facts = {
+        "refine": _installed("refine-masks"),
+        "python": platform.python_version(),
+        **{name: _installed(name) for name in ("torch", "numpy", "numba")},
+        "opencv": _installed("opencv-python"),
+        "devices": devices,
+        "device": str(device),
+        "dtype": str(resolve_dtype("auto", device)).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "models": list(PRESETS),
+        "weights": weights_dir(),
+    }
+    _print_table(facts, as_json)
+
+
+def _print_table(facts: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(_json(facts))
+        return
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        if isinstance(value, float):
+            value = f"{value:.4g}"
+        print(f"{name.ljust(width)}  {', '.join(map(str, value)) if isinstance(value, list) else value}")
+
+
+def _installed(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, default=str, ensure_ascii=False)
+
+
+def _stderr(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

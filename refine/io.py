@@ -1,0 +1,532 @@
+"""Files <-> arrays: the only module that touches pixels on disk.
+
+Pictures are read as they are displayed: the EXIF orientation is applied, palettes are looked up, CMYK becomes RGB, and
+an alpha channel is dropped (the colours under it are kept; nothing is blended with a background). Embedded colour
+profiles are ignored. Of an animation the first picture is read.
+
+Everything is written to a temporary file beside the target and moved over it when complete, so that a target is the old
+file or the new one, never half of one.
+"""
+
+import logging
+import os
+import secrets
+import stat
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import cv2
+import imagecodecs
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+from PIL import BmpImagePlugin, ExifTags, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+
+from refine.errors import FileError, InputError, OptionError, RefineError
+
+Array = NDArray[Any]
+PathLike = str | os.PathLike[str]
+Source = PathLike | Image.Image
+
+MAX_PIXELS = 250_000_000
+"""Largest picture that is decoded unasked: above every camera's, and 750 MB as RGB."""
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"})
+"""Suffixes (lower case) of the files that :func:`read_image` reads; the content decides, not the suffix."""
+
+MASK_SUFFIXES = IMAGE_SUFFIXES | {".npy"}
+"""Suffixes (lower case) of the files that :func:`read_mask` reads."""
+
+_FORMATS = "JPEG, PNG, TIFF, BMP or WebP"
+_ARRAYS = "a path, a PIL image or a numpy array"
+# Size, bits, compression, colours, orientation, strips, samples, planes, predictor, palette, tiles, alpha, format.
+_TIFF_TAGS = frozenset({256, 257, 258, 259, 262, 273, 274, 277, 278, 279, 284, 317, 320, 322, 323, 324, 325, 338, 339})
+_PNG_LEVEL = 3  # of 9: pictures of tens of megapixels should not take longer to write than to refine
+
+# tifffile logs every oddity of a damaged file; without a handler Python prints them beside our one-line error.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
+
+
+# ---------------------------------------------------------------------------------------------------------- reading
+
+
+def read_image(source: Source, *, allow_large: bool = False) -> NDArray[np.uint8]:
+    """Picture (H, W, 3), uint8 RGB in the displayed frame, from a path or a PIL image.
+
+    Reads JPEG, PNG, TIFF, BMP and WebP of any bit depth and colour mode, by content and not by suffix. Samples become
+    8-bit as :func:`rgb8` says; bits are black and white.
+
+    Raises FileError: the file is missing, a folder, empty, truncated, damaged, of another format, has several pages of
+    the same size, or has more than ``MAX_PIXELS`` pixels and ``allow_large`` is not set.
+    Raises InputError: its values are no picture: 32-bit integers, or floats outside [0, 1].
+    """
+    raster, name = _raster(source, "image", allow_large)
+    samples = raster.samples
+    if raster.palette is not None:
+        samples = cv2.merge([cv2.LUT(samples, raster.palette[:, c].copy()) for c in range(3)])
+    elif samples.dtype == bool:
+        samples = samples.astype(np.uint8) * np.uint8(255)
+    if samples.ndim == 3 and samples.shape[2] == 2:  # grey and alpha
+        samples = samples[..., 0]
+    return rgb8(samples, name)
+
+
+def read_mask(source: Source, *, allow_large: bool = False) -> Array:
+    """Values (H, W) of a mask in the displayed frame, as stored; ``refine.prepare.as_mask`` decides what they mean.
+
+    One-bit files give bool, 8- and 16-bit ones uint8 and uint16, TIFF and ``.npy`` also other integers and floats.
+    Colour files are read where they are grey (equal channels), alpha is dropped. A palette that is grey where it is
+    used gives the greys it displays; a coloured palette gives its indices if they are {0, 1} or {0, 255}.
+
+    Raises FileError: as :func:`read_image`.
+    Raises InputError: the mask is coloured (a label map, or a photograph), or its only content is its alpha channel.
+    """
+    raster, name = _raster(source, "mask", allow_large)
+    if raster.palette is not None:
+        return _palette_values(raster.samples, raster.palette, name)
+    return grey(raster.samples, name)
+
+
+def rgb8(array: Array, name: str) -> NDArray[np.uint8]:
+    """Picture (H, W, 3), contiguous uint8 RGB, from samples (H, W) or (H, W, 1 | 3 | 4); alpha is dropped.
+
+    The whole range of the type is kept: uint8 as it is (no copy is made where none is needed), uint16 / 257 rounded,
+    floats in [0, 1] * 255 rounded.
+
+    Raises InputError: another shape or type, no pixels, NaN or infinite values, floats outside [0, 1], or uint16 that
+    holds 8-bit values (it would come out black). ``name`` opens the message.
+    """
+    shape = array.shape
+    if array.ndim not in (2, 3) or array.size == 0 or (array.ndim == 3 and shape[2] not in (1, 3, 4)):
+        remedy = "give a picture with at least one pixel" if array.size == 0 else "pass one picture at a time"
+        if array.ndim == 3 and shape[0] in (1, 3, 4) and array.size:
+            remedy = "this looks channel-first: pass np.transpose(image, (1, 2, 0))"
+        raise InputError(f"{name}: shape {shape} is no picture; accepted are (H, W) and (H, W, 1 | 3 | 4); {remedy}")
+    if array.ndim == 3 and shape[2] == 4:
+        array = array[..., :3]
+    array = _eight_bit(array, name)
+    if array.ndim == 2 or array.shape[2] == 1:
+        array = np.repeat(array.reshape(*shape[:2], 1), 3, axis=2)
+    return np.ascontiguousarray(array)
+
+
+def _eight_bit(array: Array, name: str) -> NDArray[np.uint8]:
+    kind, size = array.dtype.kind, array.dtype.itemsize
+    if kind == "u" and size == 1:
+        return array
+    if kind == "u" and size == 2:
+        peak = int(array.max())
+        if 0 < peak <= 255:
+            raise InputError(
+                f"{name}: uint16 with values up to {peak} only, while 65535 is white; "
+                "pass image.astype(np.uint8) if these are 8-bit values, else scale them to 0..65535"
+            )
+        rows = np.ascontiguousarray(array, np.uint16).reshape(array.shape[0], -1)
+        return cv2.convertScaleAbs(rows, alpha=1 / 257).reshape(array.shape).astype(np.uint8, copy=False)
+    if kind == "f":
+        lowest, highest = float(array.min()), float(array.max())  # both are NaN if any value is
+        if not np.isfinite([lowest, highest]).all():
+            raise InputError(f"{name}: holds NaN or infinite values; floats must be finite and in [0, 1]; replace them")
+        if lowest < 0 or highest > 1:
+            scaled = "divide by 255, or pass image.astype(np.uint8)" if lowest >= 0 and highest <= 255 else "rescale it"
+            raise InputError(f"{name}: float values {lowest:g}..{highest:g}; floats must be in [0, 1]; {scaled}")
+        return np.rint(array * np.float32(255)).astype(np.uint8)
+    remedy = "convert it with .astype(np.uint8) if its values are 0..255"
+    if kind == "b":
+        remedy = "this looks like a mask: pass the picture, or image.astype(np.uint8) * 255"
+    raise InputError(f"{name}: type {array.dtype}; accepted are uint8, uint16 and floats in [0, 1]; {remedy}")
+
+
+def grey(samples: Array, name: str) -> Array:
+    """Mask values (H, W) of samples (H, W) or (H, W, 1..4), whose colour channels must be equal; alpha is dropped.
+
+    Raises InputError: the channels differ, or the colour is the same everywhere while alpha is not. ``name`` opens the
+    message.
+    """
+    if samples.ndim == 2:
+        return samples
+    channels = samples.shape[2]
+    values = samples[..., 0]
+    if channels >= 3 and not all(np.array_equal(values, samples[..., c]) for c in (1, 2)):
+        raise InputError(
+            f"{name}: a coloured mask ({channels} channels that differ); accepted is one grey channel; "
+            "pick one class, as in (mask == (r, g, b)).all(axis=-1)"
+        )
+    if channels in (2, 4) and values.size:
+        alpha = samples[..., -1]
+        if values.min() == values.max() and alpha.min() != alpha.max():
+            raise InputError(
+                f"{name}: one colour everywhere, and alpha varies; the mask seems to be the alpha channel, which is "
+                "not read; pass that channel, as in mask[..., -1]"
+            )
+    return values
+
+
+def _palette_values(indices: NDArray[np.uint8], palette: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
+    used = np.flatnonzero(cv2.calcHist([indices], [0], None, [256], [0, 256]))
+    if (palette[used] == palette[used, :1]).all():
+        return cv2.LUT(indices, palette[:, 0].copy()).astype(np.uint8, copy=False)
+    if set(used.tolist()) <= {0, 1} or set(used.tolist()) <= {0, 255}:
+        return indices
+    raise InputError(
+        f"{name}: a label map ({len(used)} labels of a coloured palette: {_some(used)}); accepted is a binary or grey "
+        "mask; pick one class, as in mask == label"
+    )
+
+
+def _some(values: Array) -> str:
+    """The first few of some values, for a message."""
+    return ", ".join(str(v) for v in values[:6].tolist()) + (", ..." if len(values) > 6 else "")
+
+
+@dataclass(frozen=True)
+class _Raster:
+    samples: Array  # (H, W) or (H, W, 2..4), in the displayed frame
+    palette: NDArray[np.uint8] | None = None  # (256, 3) RGB; the samples are then uint8 indices
+
+
+def _raster(source: Source, kind: str, allow_large: bool) -> tuple[_Raster, str]:
+    """Samples of a path or PIL image, and the name under which messages speak of it."""
+    if isinstance(source, Image.Image):
+        return _pillow_raster(source, kind, allow_large), kind
+    try:
+        path = Path(os.fsdecode(source))
+    except TypeError:
+        given = type(source)
+        remedy = "convert it with np.asarray(...)"
+        if given.__module__.partition(".")[0] == "torch":
+            remedy = "convert it with .cpu().numpy(), channels last"
+        message = f"{kind}: given a {given.__module__}.{given.__qualname__}; accepted are {_ARRAYS}; {remedy}"
+        raise InputError(message) from None
+    name = str(path)
+    with _open(path, name) as file:
+        head = file.read(32)
+        file.seek(0)
+        with _decoding(name):
+            if head.startswith(b"\x93NUMPY") and kind == "mask":
+                return _Raster(_read_npy(path, name, allow_large)), name
+            if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+                return _tiff_raster(file, name, allow_large), name
+            if head.startswith(b"\x89PNG\r\n\x1a\n"):
+                _check_png_is_whole(file, name)
+            return _pillow_raster(_pillow(file, head, name), name, allow_large, file, head), name
+
+
+@contextmanager
+def _open(path: Path, name: str) -> Iterator[BinaryIO]:
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise FileError(f"{name}: is a folder; accepted is one file ({_FORMATS}); give a file inside it")
+        if not stat.S_ISREG(mode):
+            raise FileError(f"{name}: is no regular file; accepted is one file ({_FORMATS}); save it to a file first")
+        file = path.open("rb")
+    except FileNotFoundError:
+        raise FileError(f"{name}: no such file; give an existing file ({_FORMATS})") from None
+    except RefineError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or error
+        raise FileError(f"{name}: cannot be opened ({reason}); give a readable file ({_FORMATS})") from error
+    with file:
+        if path.stat().st_size == 0:
+            raise FileError(f"{name}: is empty (0 bytes); give a complete file ({_FORMATS})")
+        yield file
+
+
+@contextmanager
+def _decoding(name: str) -> Iterator[None]:
+    """Turns whatever a decoder raises into one line."""
+    try:
+        yield
+    except (RefineError, MemoryError):
+        raise
+    except Exception as error:  # decoders raise anything on damaged data: struct.error, SyntaxError, IndexError, ...
+        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise FileError(f"{name}: truncated or damaged ({reason}); give a complete file ({_FORMATS})") from error
+
+
+def _check_size(width: int, height: int, name: str, allow_large: bool) -> None:
+    if width < 1 or height < 1:
+        raise InputError(f"{name}: has no pixels ({width} x {height}); give a picture with at least one pixel")
+    if width * height > MAX_PIXELS and not allow_large:
+        raise FileError(
+            f"{name}: {width} x {height} are {width * height / 1e6:.0f} megapixels, above the limit of "
+            f"{MAX_PIXELS / 1e6:.0f}; if you trust the file, pass allow_large=True (--allow-large)"
+        )
+
+
+def _pillow(file: BinaryIO, head: bytes, name: str) -> Image.Image:
+    """The file behind Pillow's lazy image: header read, nothing decoded.
+
+    The format's own class is called rather than ``Image.open``: that one applies ``Image.MAX_IMAGE_PIXELS``, a global
+    of the whole process which cannot be raised for one call while another thread reads. The size is checked by us.
+    """
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return PngImagePlugin.PngImageFile(file)
+    if head.startswith(b"\xff\xd8\xff"):
+        return JpegImagePlugin.JpegImageFile(file)
+    if head.startswith(b"BM"):
+        return BmpImagePlugin.BmpImageFile(file)
+    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
+        try:
+            return WebPImagePlugin.WebPImageFile(file)
+        except Image.DecompressionBombError:  # this class alone checks the global by itself (Pillow 13)
+            raise FileError(f"{name}: a WebP too large for Pillow; save it as PNG or TIFF") from None
+    raise FileError(f"{name}: of an unknown format; accepted are {_FORMATS}; convert it to one of them")
+
+
+def _pillow_raster(
+    picture: Image.Image, name: str, allow_large: bool, file: BinaryIO | None = None, head: bytes = b""
+) -> _Raster:
+    _check_size(*picture.size, name, allow_large)
+    with _decoding(name):
+        picture.load()
+        orientation = _orientation(picture)
+        if file is not None and head.startswith(b"\x89PNG") and head[24] == 16:  # Pillow drops the low byte of colours
+            file.seek(0)
+            return _Raster(_oriented(imagecodecs.png_decode(file.read()), orientation))
+        palette = None
+        if picture.mode in ("P", "PA"):
+            colours = np.asarray(picture.getpalette("RGB") or [], np.uint8).reshape(-1, 3)[:256]
+            palette = np.zeros((256, 3), np.uint8)
+            palette[: len(colours)] = colours
+        elif picture.mode in ("CMYK", "YCbCr", "HSV", "RGBX"):
+            picture = picture.convert("RGB")
+        elif picture.mode in ("RGBa", "La"):  # premultiplied
+            picture = picture.convert(picture.mode.upper())
+        elif picture.mode not in ("1", "L", "LA", "RGB", "RGBA", "I", "F") and not picture.mode.startswith("I;16"):
+            raise FileError(f"{name}: colour mode {picture.mode} is not accepted; convert it to RGB or grey")
+        samples = np.asarray(picture)
+        if picture.mode == "PA":
+            samples = samples[..., 0]
+        return _Raster(_oriented(samples, orientation), palette)
+
+
+def _orientation(picture: Image.Image) -> int:
+    try:
+        return picture.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Pillow raises anything on a damaged EXIF block; the pixels are whole, viewers show them upright
+        return 1
+
+
+def _oriented(samples: Array, orientation: object) -> Array:
+    """Samples turned and mirrored into the displayed frame (EXIF and TIFF tag 274, values 1 to 8)."""
+    turned = {
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.swapaxes(0, 1),
+        6: lambda a: np.rot90(a, -1),
+        7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+        8: lambda a: np.rot90(a),
+    }.get(orientation if isinstance(orientation, int) else 1, lambda a: a)(samples)
+    return np.ascontiguousarray(turned)
+
+
+def _check_png_is_whole(file: BinaryIO, name: str) -> None:
+    """Walks the chunks to IEND: decoders take a file for whole that ends behind its last pixels."""
+    size = file.seek(0, os.SEEK_END)
+    position, kind = 8, b""
+    while kind != b"IEND":
+        file.seek(position)
+        header = file.read(8)
+        if len(header) == 8:
+            length, kind = struct.unpack(">I4s", header)
+            position += 12 + length
+        if len(header) < 8 or position > size:
+            raise FileError(f"{name}: truncated or damaged (the PNG ends before its IEND); give a complete file")
+    file.seek(0)
+
+
+def _read_npy(path: Path, name: str, allow_large: bool) -> Array:
+    mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+    _check_size(mapped.size, 1, name, allow_large)
+    return np.array(mapped)
+
+
+def _tiff_raster(file: BinaryIO, name: str, allow_large: bool) -> _Raster:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    with tifffile.TiffFile(file) as tiff:
+        page = tiff.pages[0]
+        width, height = page.imagewidth, page.imagelength
+        _check_size(width, height, name, allow_large)
+        # Overviews and internal masks (bits 1 and 4 of the subfile type) belong to the first page.
+        others = [p for p in tiff.pages[1:] if (p.imagelength, p.imagewidth) == (height, width)]
+        pages = 1 + sum(not p.subfiletype & 5 for p in others)
+        if pages > 1:
+            raise FileError(f"{name}: {pages} pages of the same size; accepted is one picture; save the page you mean")
+        # JPEG strips that end early are decoded to grey without an error, and a tag whose value is lost is left out.
+        segments = zip(page.dataoffsets, page.databytecounts, strict=True)
+        if _lost_tags(file, tiff.tiff, page) or any(offset + count > size for offset, count in segments):
+            raise FileError(f"{name}: truncated or damaged (the TIFF ends before its pixels); give a complete file")
+        if page.imagedepth != 1 or page.samplesperpixel > 4:
+            raise FileError(
+                f"{name}: a TIFF with {page.samplesperpixel} samples per pixel and depth {page.imagedepth}; accepted "
+                "are one to four samples and depth 1; save the bands you mean"
+            )
+        samples = page.asarray(squeeze=False)[:, 0]  # (planes, H, W, C); planes or C is 1
+        samples = samples[0] if samples.shape[0] == 1 else np.moveaxis(samples[..., 0], 0, -1)
+        samples = samples[..., 0] if samples.shape[2] == 1 else samples
+        raster = _tiff_colours(page, samples, name)
+        orientation = page.tags.valueof(274, 1)
+    return _Raster(_oriented(raster.samples, orientation), raster.palette)
+
+
+def _lost_tags(file: BinaryIO, format: Any, page: Any) -> bool:
+    """Whether a tag that says where the pixels are and what they mean is in the directory, but could not be read."""
+    file.seek(page.offset)
+    (count,) = struct.unpack(format.tagnoformat, file.read(format.tagnosize))
+    entries = file.read(count * format.tagsize)
+    codes = {struct.unpack_from(format.byteorder + "H", entries, i * format.tagsize)[0] for i in range(count)}
+    return any(code in _TIFF_TAGS and code not in page.tags for code in codes)
+
+
+def _tiff_colours(page: Any, samples: Array, name: str) -> _Raster:
+    """The samples as grey, RGB or palette indices, over the full range of their type."""
+    photometric, bits = page.photometric, page.bitspersample
+    if photometric == tifffile.PHOTOMETRIC.PALETTE:
+        colours = np.asarray(page.colormap).T[:256]  # (2**bits, 3)
+        palette = np.zeros((256, 3), np.uint8)
+        palette[: len(colours)] = colours if colours.max() < 256 else colours // 257  # some writers store 8 bits
+        if samples.dtype.itemsize > 1 or samples.ndim > 2:
+            raise FileError(f"{name}: a palette TIFF of {bits} bits; accepted are 8; convert it to RGB or grey")
+        return _Raster(samples.astype(np.uint8, copy=False), palette)
+    whole = 8 * samples.dtype.itemsize
+    if samples.dtype.kind == "u" and bits < whole:  # 2, 4, 10, 12, 14 bits: white is 2**bits - 1
+        samples = np.rint(samples * ((2**whole - 1) / (2**bits - 1))).astype(samples.dtype)
+    if photometric == tifffile.PHOTOMETRIC.MINISWHITE and samples.dtype.kind in "bu":
+        samples = ~samples
+    elif photometric == tifffile.PHOTOMETRIC.SEPARATED and samples.ndim == 3 and samples.shape[2] == 4:
+        inks = np.ascontiguousarray(_eight_bit(samples, name))
+        samples = np.asarray(Image.frombytes("CMYK", inks.shape[1::-1], inks.tobytes()).convert("RGB"))
+    elif photometric not in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB) and not (
+        photometric == tifffile.PHOTOMETRIC.YCBCR and page.compression in (6, 7)  # the JPEG decoder gives RGB
+    ):
+        colours = getattr(photometric, "name", photometric)
+        raise FileError(f"{name}: a TIFF with {colours} samples is not accepted; convert it to RGB or grey")
+    return _Raster(samples)
+
+
+# ---------------------------------------------------------------------------------------------------------- writing
+
+
+def write_mask(path: PathLike, mask: NDArray[np.bool_]) -> None:
+    """Writes a mask (H, W) bool as 0 and 255 in 8 bits: PNG, or TIFF by suffix.
+
+    Raises OptionError: another suffix.
+    Raises InputError: the array is not (H, W) bool.
+    Raises FileError: the file cannot be written; an older one is then untouched.
+    """
+    suffix = _suffix(path, (".png", ".tif", ".tiff"), "a mask")
+    if mask.dtype != bool or mask.ndim != 2 or mask.size == 0:
+        raise InputError(f"mask: {mask.dtype} {mask.shape}; accepted is bool (H, W); threshold it, as in p > 0.5")
+    _write_pixels(path, suffix, mask.astype(np.uint8) * np.uint8(255))
+
+
+def write_probability(path: PathLike, probability: NDArray[np.floating]) -> None:
+    """Writes probabilities (H, W) in [0, 1]: round(p * 65535) in a 16-bit PNG or TIFF, or float32 in ``.npy``.
+
+    Raises OptionError: another suffix.
+    Raises InputError: the array is not (H, W) float in [0, 1].
+    Raises FileError: the file cannot be written; an older one is then untouched.
+    """
+    suffix = _suffix(path, (".png", ".tif", ".tiff", ".npy"), "a probability")
+    if probability.dtype.kind != "f" or probability.ndim != 2 or probability.size == 0:
+        given = f"{probability.dtype} {probability.shape}"
+        raise InputError(f"probability: {given}; accepted is float (H, W) in [0, 1]")
+    lowest, highest = float(probability.min()), float(probability.max())
+    if not (lowest >= 0 and highest <= 1):  # also NaN
+        raise InputError(f"probability: values {lowest:g}..{highest:g}; accepted is float (H, W) in [0, 1]; clip it")
+    if suffix == ".npy":
+        values = probability.astype(np.float32, copy=False)
+        write_atomic(path, lambda file: np.save(file, values, allow_pickle=False))
+    else:
+        _write_pixels(path, suffix, np.rint(probability * np.float32(65535)).astype(np.uint16))
+
+
+def write_image(path: PathLike, rgb: NDArray[np.uint8]) -> None:
+    """Writes a picture (H, W, 3) uint8 RGB as PNG, TIFF, BMP, WebP (lossless) or JPEG (quality 95), by suffix.
+
+    Raises OptionError: another suffix.
+    Raises InputError: the array is not (H, W, 3) uint8.
+    Raises FileError: the file cannot be written; an older one is then untouched.
+    """
+    suffix = _suffix(path, tuple(sorted(IMAGE_SUFFIXES)), "a picture")
+    if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.size == 0:
+        raise InputError(f"picture: {rgb.dtype} {rgb.shape}; accepted is uint8 (H, W, 3)")
+    _write_pixels(path, suffix, rgb)
+
+
+def write_atomic(path: PathLike, write: Callable[[BinaryIO], object]) -> None:
+    """Calls ``write`` with a temporary file beside ``path`` and moves it over ``path`` when ``write`` returns.
+
+    Missing folders are created, a link is followed, and the permission bits are those of the file that is replaced, or
+    what the umask leaves of rw-rw-rw-. If anything is raised the temporary file is removed and ``path`` is untouched;
+    what ``write`` raises passes through, except that an OSError (a full disk) becomes a FileError.
+
+    Raises FileError: the target is a folder or no regular file, is write-protected, or cannot be written.
+    """
+    name = os.fspath(path)
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        old = target.stat().st_mode if target.exists() else None
+        if old is not None and not stat.S_ISREG(old):
+            given = "a folder" if stat.S_ISDIR(old) else "no regular file"
+            raise FileError(f"{name}: is {given}, and nothing is written over it; give the name of a file")
+        if old is not None and not os.access(target, os.W_OK):
+            raise FileError(f"{name}: is write-protected; remove it or give another name")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("x+b") as file:
+                write(file)
+            if old is not None:
+                temporary.chmod(stat.S_IMODE(old))
+            temporary.replace(target)
+        finally:
+            with suppress(OSError):  # it has been moved, was never made, or its folder is gone
+                temporary.unlink()
+    except RefineError:
+        raise
+    except OSError as error:
+        message = f"{name}: cannot be written ({error.strerror or error}); give a place that can be written to"
+        raise FileError(message) from error
+
+
+def _suffix(path: PathLike, known: tuple[str, ...], what: str) -> str:
+    suffix = Path(path).suffix.lower()
+    if suffix not in known:
+        raise OptionError(f"{os.fspath(path)}: {what} is written as {', '.join(known)}; give one of these suffixes")
+    return suffix
+
+
+def _write_pixels(path: PathLike, suffix: str, samples: Array) -> None:
+    if suffix in (".tif", ".tiff"):
+        colours = "rgb" if samples.ndim == 3 else "minisblack"
+        options = {"photometric": colours, "compression": "zlib", "predictor": True, "metadata": None}
+        write_atomic(path, lambda file: tifffile.imwrite(file, samples, **options))
+        return
+    formats: dict[str, dict[str, Any]] = {
+        ".png": {"format": "PNG", "compress_level": _PNG_LEVEL},
+        ".bmp": {"format": "BMP"},
+        ".webp": {"format": "WEBP", "lossless": True},
+        ".jpg": {"format": "JPEG", "quality": 95},
+        ".jpeg": {"format": "JPEG", "quality": 95},
+    }
+
+    def write(file: BinaryIO) -> None:
+        try:
+            Image.fromarray(np.ascontiguousarray(samples)).save(file, **formats[suffix])
+        except ValueError as error:  # WebP ends at 16383 pixels a side
+            height, width = samples.shape[:2]
+            raise FileError(
+                f"{os.fspath(path)}: {width} x {height} cannot be written as {suffix} ({error}); give .png or .tif"
+            ) from error
+
+    write_atomic(path, write)

@@ -1,0 +1,81 @@
+"""Building blocks that the networks share."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+ACTIVATIONS = {"relu": F.relu, "relu6": F.relu6}
+
+
+class ConvNorm(nn.Module):
+    """Convolution without bias, batch normalisation, activation.
+
+    ``asymmetric`` pads a 3x3 convolution of stride 2 by (left 0, right 1, top 0, bottom 1), as Keras does for even
+    sizes, instead of 1 on every side; pretrained MobileNetV2 features need it.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int = 3,
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        activation: str | None = "relu",
+        eps: float = 1e-5,
+        asymmetric: bool = False,
+    ) -> None:
+        super().__init__()
+        padding = 0 if asymmetric else kernel // 2
+        self.conv: nn.Conv2d = nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=False)
+        self.norm: nn.Module = nn.BatchNorm2d(outputs, eps=eps)
+        self.activation = activation
+        self.asymmetric = asymmetric
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.asymmetric:
+            x = F.pad(x, (0, 1, 0, 1))
+        x = self.norm(self.conv(x))
+        return x if self.activation is None else ACTIVATIONS[self.activation](x, inplace=not self.training)
+
+    def fold(self) -> None:
+        """Multiply the normalisation into the convolution (identity d: both are linear); evaluation mode only."""
+        if isinstance(self.norm, nn.BatchNorm2d):
+            self.conv = fuse_conv_bn_eval(self.conv, self.norm)
+            self.norm = nn.Identity()
+
+
+class InvertedResidual(nn.Module):
+    """MobileNetV2's block: expand 1x1, depthwise 3x3, project 1x1, add if shapes agree (arXiv 1801.04381, fig. 3b)."""
+
+    def __init__(self, inputs: int, outputs: int, *, stride: int, expansion: int) -> None:
+        super().__init__()
+        width = inputs * expansion
+        layers: list[nn.Module] = []
+        if expansion != 1:
+            layers.append(ConvNorm(inputs, width, 1, activation="relu6", eps=1e-3))
+        layers.append(
+            ConvNorm(width, width, stride=stride, groups=width, activation="relu6", eps=1e-3, asymmetric=stride == 2)
+        )
+        layers.append(ConvNorm(width, outputs, 1, activation=None, eps=1e-3))
+        self.layers = nn.Sequential(*layers)
+        self.adds = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x) if self.adds else self.layers(x)
+
+
+def upsample_twice(x: Tensor) -> Tensor:
+    """Bilinear enlargement by two at pixel centres; its stencil is local, so that tiles agree with the whole."""
+    return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
+
+
+def fold_norms(network: nn.Module) -> None:
+    """Fold every `ConvNorm` of ``network`` in place, for inference."""
+    network.eval()
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, ConvNorm):
+                module.fold()

@@ -1,0 +1,238 @@
+"""Finding image/mask pairs in files, folders and globs, and naming what is written for them; no pixels are read."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePath
+
+from refine.errors import FileError, OptionError
+
+# BIG's names: the image is <name>_im.jpg, its coarse mask <name>_seg.png.
+IMAGE_ENDING, MASK_ENDING = "_im", "_seg"
+
+# As `refine.io` writes them; a wrong suffix is told before the work and not after it.
+MASK_WRITTEN = (".png", ".tif", ".tiff")
+PROBABILITY_WRITTEN = (*MASK_WRITTEN, ".npy")
+OVERLAY_WRITTEN = (".jpg", ".jpeg", *MASK_WRITTEN, ".bmp", ".webp")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image, its coarse mask, and the files to write for them."""
+
+    image: Path
+    mask: Path
+    name: PurePath  # what every output is named after: the sub-folder and the image's stem without `_im`
+    output: Path = Path()
+    overlay: Path | None = None
+    probability: Path | None = None
+
+    @property
+    def outputs(self) -> list[Path]:
+        """Every file that is written for this pair."""
+        return [path for path in (self.output, self.overlay, self.probability) if path is not None]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What `find_pairs` saw: the pairs, and all that is in none."""
+
+    pairs: list[Pair]
+    many: bool  # folders or globs were given: outputs go into a folder
+    ambiguous: list[tuple[Path, str]] = field(default_factory=list)  # (image, why it has no single mask)
+    images_alone: list[Path] = field(default_factory=list)
+    masks_alone: list[Path] = field(default_factory=list)
+
+
+def find_pairs(
+    image: str,
+    mask: str | None,
+    *,
+    image_suffixes: Collection[str],
+    mask_suffixes: Collection[str],
+    exclude: Iterable[Path] = (),
+) -> Found:
+    """Pairs named by two files, two folders, two globs, or one folder with BIG's `_im`/`_seg` names.
+
+    Folders are searched recursively and images and masks matched within the same sub-folder: by stem (`cat.jpg`,
+    `cat.png`) or by BIG's names. Folders in `exclude` (the outputs' own) are not searched. Two single files are taken
+    as they are. Raises OptionError where the two do not go together, FileError where many files hold no pair.
+    """
+    kinds = {_kind(image), _kind(mask) if mask is not None else _kind(image)}
+    if mask is None and kinds != {"folder"}:
+        raise OptionError(
+            f"no MASK for the image {image!r}; give IMAGE and MASK, or one folder of *_im and *_seg files"
+        )
+    if kinds == {"file"}:
+        assert mask is not None
+        return Found([_pair(Path(image), Path(mask), PurePath())], many=False)
+    if "file" in kinds:
+        lone, other = (image, mask) if _kind(image) == "file" else (mask, image)
+        raise OptionError(f"one file ({lone!r}) with many ({other!r}); give two files, two folders or two quoted globs")
+    one_folder = mask is None or (kinds == {"folder"} and os.path.samefile(image, mask))
+    mask = image if mask is None else mask
+    roots = [Path(path) for path in (image, mask) if _kind(path) == "folder"]
+    closed = [*roots, *exclude]
+    images = _group(image, image_suffixes, closed)
+    masks = _group(mask, mask_suffixes, closed)
+    if one_folder:
+        images = {key: paths for key, paths in images.items() if _is_big(key, IMAGE_ENDING)}
+        masks = {key: paths for key, paths in masks.items() if _is_big(key, MASK_ENDING)}
+    found = _match(images, masks)
+    if not found.pairs and not found.ambiguous:
+        raise FileError(
+            f"no image and mask belong together: {_count(images, 'image')} in {image!r}, {_count(masks, 'mask')} in"
+            f" {mask!r}; accepted are the same name in two folders or globs (cat.jpg, cat.png) and *_im with *_seg"
+        )
+    return found
+
+
+def with_outputs(
+    found: Found, output: Path | None, *, overlay: Path | None = None, probability: Path | None = None
+) -> Found:
+    """`found` with every pair's outputs named. Raises OptionError where one would replace an input or another output.
+
+    One pair: the three are files; `output` is an existing folder, or None for `<name>_mask.png` beside the mask, as
+    well. Many: the three are folders and sub-folders are kept in them.
+    """
+    if found.many:
+        pairs = [_named_in_folders(pair, output, overlay, probability) for pair in found.pairs]
+    else:
+        pairs = [_named(pair, output, overlay, probability) for pair in found.pairs]
+    inputs = {_identity(path) for pair in pairs for path in (pair.image, pair.mask) if path.exists()}
+    inputs |= {_identity(path) for path, _ in found.ambiguous}
+    written: set[str] = set()
+    for path in (path for pair in pairs for path in pair.outputs):
+        if os.path.exists(path) and _identity(path) in inputs:
+            raise OptionError(f"the output {str(path)!r} would replace an input; choose another place for it")
+        if os.path.realpath(path) in written:
+            raise OptionError(f"two outputs would have the same name {str(path)!r}; choose other names or folders")
+        written.add(os.path.realpath(path))
+    return replace(
+        found,
+        pairs=pairs,
+        # What an earlier run wrote into a folder of inputs is not an input without a partner.
+        images_alone=[path for path in found.images_alone if os.path.realpath(path) not in written],
+        masks_alone=[path for path in found.masks_alone if os.path.realpath(path) not in written],
+    )
+
+
+Key = tuple[PurePath, str]  # the sub-folder under the folder searched, and the stem
+
+
+def _kind(path: str) -> str:
+    if os.path.isdir(path):
+        return "folder"
+    return "glob" if any(c in path for c in "*?[") and not os.path.exists(path) else "file"
+
+
+def _group(source: str, suffixes: Collection[str], closed: Iterable[Path]) -> dict[Key, list[Path]]:
+    groups: dict[Key, list[Path]] = defaultdict(list)
+    if _kind(source) == "folder":
+        root, paths = Path(source), list(_walk(Path(source), closed))
+    else:
+        parts = Path(source).parts
+        fixed = next(i for i, part in enumerate(parts) if any(c in part for c in "*?["))
+        root, paths = Path(*parts[:fixed]), [Path(path) for path in glob.glob(source, recursive=True)]
+    for path in sorted(paths):
+        if path.suffix.lower() in suffixes and path.is_file():
+            groups[path.parent.relative_to(root), path.stem].append(path)
+    return groups
+
+
+def _walk(root: Path, closed: Iterable[Path]) -> Iterator[Path]:
+    pruned = {os.path.realpath(path) for path in closed}
+    for folder, subfolders, files in os.walk(root):
+        subfolders[:] = [
+            sub for sub in subfolders if sub[0] != "." and os.path.realpath(os.path.join(folder, sub)) not in pruned
+        ]
+        yield from (Path(folder, file) for file in files if file[0] != ".")
+
+
+def _is_big(key: Key, ending: str) -> bool:
+    return key[1].endswith(ending) and len(key[1]) > len(ending)
+
+
+def _match(images: dict[Key, list[Path]], masks: dict[Key, list[Path]]) -> Found:
+    masks_of: dict[Path, list[Path]] = {}
+    images_of: dict[Path, list[Path]] = defaultdict(list)
+    folder_of: dict[Path, PurePath] = {}
+    for key, paths in images.items():
+        folder, stem = key
+        candidates = list(masks.get(key, ()))
+        if _is_big(key, IMAGE_ENDING):
+            candidates += masks.get((folder, stem.removesuffix(IMAGE_ENDING) + MASK_ENDING), ())
+        for image in paths:
+            masks_of[image], folder_of[image] = [mask for mask in candidates if mask != image], folder
+            for mask in masks_of[image]:
+                images_of[mask].append(image)
+    pairs, ambiguous, alone = [], [], []
+    for image, found in masks_of.items():
+        rivals = [other for mask in found for other in images_of[mask] if other != image]
+        if not found:
+            alone.append(image)
+        elif len(found) > 1:
+            ambiguous.append((image, f"{len(found)} masks belong to it ({_names(found)}); keep one or use a glob"))
+        elif rivals:
+            ambiguous.append(
+                (image, f"its mask {found[0].name} belongs to {_names(rivals)} too; keep one or use a glob")
+            )
+        else:
+            pairs.append(_pair(image, found[0], folder_of[image]))
+    paired = set(images_of)
+    masks_alone = [mask for paths in masks.values() for mask in paths if mask not in paired]
+    return Found(pairs, many=True, ambiguous=ambiguous, images_alone=alone, masks_alone=masks_alone)
+
+
+def _pair(image: Path, mask: Path, folder: PurePath) -> Pair:
+    name = image.stem
+    if _is_big((folder, name), IMAGE_ENDING) and mask.stem == name.removesuffix(IMAGE_ENDING) + MASK_ENDING:
+        name = name.removesuffix(IMAGE_ENDING)
+    return Pair(image, mask, folder / name)
+
+
+def _named(pair: Pair, output: Path | None, overlay: Path | None, probability: Path | None) -> Pair:
+    folder = pair.mask.parent if output is None else output
+    if output is None or output.is_dir():
+        output = folder / f"{pair.name}_mask.png"
+    files = ((output, MASK_WRITTEN), (overlay, OVERLAY_WRITTEN), (probability, PROBABILITY_WRITTEN))
+    for path, suffixes in files:
+        if path is not None and path.is_dir():
+            raise OptionError(f"{str(path)!r} is a folder; for one image give a file")
+        if path is not None and path.suffix.lower() not in suffixes:
+            remedy = ", or an existing folder" if path is output else ""
+            raise OptionError(f"{str(path)!r} cannot be written; give a name in {', '.join(suffixes)}{remedy}")
+    return replace(pair, output=output, overlay=overlay, probability=probability)
+
+
+def _named_in_folders(pair: Pair, output: Path | None, overlay: Path | None, probability: Path | None) -> Pair:
+    if output is None:
+        raise OptionError("many images need a folder for their masks; give one with -o FOLDER")
+    for path in (output, overlay, probability):
+        if path is not None and path.exists() and not path.is_dir():
+            raise OptionError(f"{str(path)!r} is a file; for many images give a folder")
+    return replace(
+        pair,
+        output=output / f"{pair.name}_mask.png",
+        overlay=None if overlay is None else overlay / f"{pair.name}_overlay.jpg",
+        probability=None if probability is None else probability / f"{pair.name}_probability.png",
+    )
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """The file behind links: equal for two names of one file."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def _names(paths: Iterable[Path]) -> str:
+    return ", ".join(path.name for path in paths)
+
+
+def _count(groups: dict[Key, list[Path]], noun: str) -> str:
+    number = sum(map(len, groups.values()))
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,174 @@
+"""Checks the input once, at the border: whatever a caller holds becomes one picture and one mask of the same size."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from refine import io
+from refine.errors import InputError
+from refine.io import Source
+
+_ROUNDING = 1e-6  # how far float32 interpolation strays from [0, 1]; clipped, not refused
+_VALUES = "bool, {0, 1}, {0, 255}, grey 0..255, uint16 0..65535 or floats in [0, 1]"
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """A picture and its coarse mask, checked and of one size.
+
+    Either array may share memory with what the caller gave: they are read, never written.
+    """
+
+    image: NDArray[np.uint8]
+    """(H, W, 3) RGB, contiguous."""
+    mask: NDArray[np.float32]
+    """(H, W) in [0, 1], contiguous; soft where it was soft or has been enlarged."""
+
+
+def prepare(image: NDArray[Any] | Source, coarse_mask: NDArray[Any] | Source, *, allow_large: bool = False) -> Pair:
+    """The picture and its coarse mask at the picture's size; see :func:`as_image` and :func:`as_mask`.
+
+    Raises InputError: either is not what is accepted, or the mask does not fit the picture.
+    Raises FileError: a file cannot be read, or is larger than ``io.MAX_PIXELS`` and ``allow_large`` is not set.
+    """
+    picture = as_image(image, allow_large=allow_large)
+    return Pair(picture, as_mask(coarse_mask, picture.shape[:2], allow_large=allow_large))
+
+
+def as_image(image: NDArray[Any] | Source, *, allow_large: bool = False) -> NDArray[np.uint8]:
+    """Picture (H, W, 3), contiguous uint8 RGB.
+
+    Accepts arrays (H, W) and (H, W, 1 | 3 | 4) in RGB order (uint8; uint16, / 257 rounded; floats in [0, 1], * 255
+    rounded; alpha is dropped), paths and PIL images (as files: EXIF orientation applied).
+
+    Raises InputError: another shape, type or range; no pixels; NaN.
+    Raises FileError: a file cannot be read, or is larger than ``io.MAX_PIXELS`` and ``allow_large`` is not set.
+    """
+    if isinstance(image, np.ndarray):
+        return io.rgb8(image, "image")
+    return io.read_image(image, allow_large=allow_large)
+
+
+def as_mask(mask: NDArray[Any] | Source, size: tuple[int, int], *, allow_large: bool = False) -> NDArray[np.float32]:
+    """Mask (H, W) float32 in [0, 1] of the picture's ``size`` (H, W).
+
+    Accepts arrays (H, W) and (H, W, 1), (H, W, 3 | 4) where the colours are equal, paths and PIL images. The values:
+
+    * bool, and integers up to 1: as they are;
+    * integers up to 255: value / 255;
+    * uint16 above 255: value / 65535;
+    * floats: as they are; they must lie in [0, 1].
+
+    Label maps are refused. An integer mask is taken for one if its highest value is above 1 and below half of its full
+    scale (128 of 255, 32768 of 65535), or if it reaches 255, has at most 32 distinct values, and those strictly between
+    0 and 255 exist and are all below 64 (class ids, and 255 for "void").
+
+    The mask has the picture's size, or is smaller with the same aspect: some factor f takes each of the picture's sides
+    to within one pixel of the mask's. A smaller one is enlarged bilinearly at pixel centres and stays soft.
+
+    Raises InputError: another shape, type, range or size; a label map; no pixels; NaN.
+    Raises FileError: a file cannot be read, or is larger than ``io.MAX_PIXELS`` and ``allow_large`` is not set.
+    """
+    if isinstance(mask, np.ndarray):
+        name, values = "mask", mask
+    else:
+        values = io.read_mask(mask, allow_large=allow_large)
+        name = "mask" if isinstance(mask, Image.Image) else os.fsdecode(mask)
+    values = _one_channel(values, name)
+    _check_size(values.shape, size, name)
+    soft: NDArray[Any] = _unit_range(values, name)
+    if soft.shape != size:
+        soft = cv2.resize(soft, size[::-1], interpolation=cv2.INTER_LINEAR)
+    return np.ascontiguousarray(soft, np.float32)
+
+
+def _one_channel(values: NDArray[Any], name: str) -> NDArray[Any]:
+    shape = values.shape
+    if values.ndim not in (2, 3) or values.size == 0 or (values.ndim == 3 and shape[2] not in (1, 3, 4)):
+        remedy = "give a mask with at least one pixel" if values.size == 0 else "pass one mask at a time"
+        if values.ndim == 3 and shape[0] == 1 and values.size:
+            remedy = "this looks channel-first: pass mask[0]"
+        raise InputError(f"{name}: shape {shape} is no mask; accepted are (H, W) and (H, W, 1); {remedy}")
+    return io.grey(values, name)
+
+
+def _check_size(mask: tuple[int, ...], image: tuple[int, int], name: str) -> None:
+    (h, w), (H, W) = mask, image
+    given = f"{name}: {h} x {w} does not fit the image of {H} x {W} (H x W)"
+    if h <= H and w <= W and _same_aspect(h, w, H, W):
+        return
+    if _same_aspect(H, W, h, w):
+        raise InputError(
+            f"{given}: it is the larger one; accepted are the image's size and smaller; shrink the mask, or pass the "
+            "image at the mask's size"
+        )
+    if _same_aspect(w, h, H, W) or _same_aspect(H, W, w, h):
+        raise InputError(
+            f"{given}: one of them is turned by 90 degrees; files are read in the displayed frame (EXIF rotation "
+            "applied); turn the other, as in np.rot90"
+        )
+    raise InputError(
+        f"{given}; accepted are the image's size, or a smaller one of the same aspect (each side within one pixel); "
+        "crop or pad the mask to the image's frame"
+    )
+
+
+def _same_aspect(h: int, w: int, H: int, W: int) -> bool:
+    """Whether some f has |h - H f| <= 1 and |w - W f| <= 1: the intervals of f, times H W, overlap."""
+    return max((h - 1) * W, (w - 1) * H) <= min((h + 1) * W, (w + 1) * H)
+
+
+def _unit_range(values: NDArray[Any], name: str) -> NDArray[np.float32]:
+    kind = values.dtype.kind
+    if kind == "b":
+        return values.astype(np.float32)
+    if kind not in "uif":
+        raise InputError(f"{name}: type {values.dtype}; accepted are {_VALUES}; convert it")
+    if kind == "f":
+        return _unit_floats(values, name)
+    lowest, highest = int(values.min()), int(values.max())
+    scale = 65535 if values.dtype.kind == "u" and values.dtype.itemsize == 2 and highest > 255 else 255
+    if lowest < 0 or highest > scale:
+        raise InputError(
+            f"{name}: {values.dtype} values {lowest}..{highest}; accepted are {_VALUES}; if these are labels, pick one "
+            "class, as in mask == label"
+        )
+    if highest <= 1:
+        return values.astype(np.float32)
+    labels = _labels(values, highest, scale)
+    if labels is not None:
+        raise InputError(
+            f"{name}: a label map (values {labels}); accepted are {_VALUES}; pick one class, as in mask == label"
+        )
+    soft = values.astype(np.float32)
+    soft /= np.float32(scale)
+    return soft
+
+
+def _labels(values: NDArray[Any], highest: int, scale: int) -> str | None:
+    """The values of an integer mask that is a label map by the rule of :func:`as_mask`, else None."""
+    if scale == 65535:
+        return f"up to {highest} of 65535" if highest < 32768 else None
+    counts = cv2.calcHist([np.ascontiguousarray(values, np.uint8)], [0], None, [256], [0, 256])
+    seen = np.flatnonzero(counts)
+    between = seen[(seen > 0) & (seen < 255)]
+    void = highest == 255 and len(seen) <= 32 and len(between) > 0 and between[-1] < 64
+    if highest >= 128 and not void:
+        return None
+    return ", ".join(str(v) for v in seen[:6].tolist()) + (f", ... {highest}" if len(seen) > 6 else "")
+
+
+def _unit_floats(values: NDArray[Any], name: str) -> NDArray[np.float32]:
+    lowest, highest = float(values.min()), float(values.max())  # both are NaN if any value is
+    if not np.isfinite([lowest, highest]).all():
+        raise InputError(f"{name}: holds NaN or infinite values; floats must be finite and in [0, 1]; replace them")
+    if lowest < -_ROUNDING or highest > 1 + _ROUNDING:
+        remedy = "divide by 255" if lowest >= 0 and highest <= 255 else "apply a sigmoid if these are logits"
+        raise InputError(f"{name}: float values {lowest:g}..{highest:g}; floats must be in [0, 1]; {remedy}")
+    soft = values.astype(np.float32, copy=False)
+    return np.clip(soft, 0, 1) if lowest < 0 or highest > 1 else soft

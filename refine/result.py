@@ -1,0 +1,159 @@
+"""What a refinement gives back: the mask, the probability it was cut from, and how it came about."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Self
+
+import cv2
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from refine import io
+from refine.errors import InputError
+
+_TINT = (255, 45, 85)  # a red that is rare in photographs
+_LINE = (255, 255, 255)
+
+
+@dataclass(frozen=True)
+class ScaleReport:
+    """One step of the cascade."""
+
+    scale: float
+    """Side of the step's picture over the side of the input."""
+    size: tuple[int, int]
+    """(H, W) at this scale, in pixels."""
+    encode_seconds: float
+    decode_seconds: float
+    pixels_decoded: int
+    """Pixels whose value was computed."""
+    pixels_kept: int
+    """Pixels that kept the value they had."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a mask came about."""
+
+    model: str
+    weights: str
+    """SHA-256 of the weights file in hex, or "none"."""
+    device: str
+    """The device really used."""
+    dtype: str
+    """The type of the network's arithmetic; coordinates are always float32."""
+    size: tuple[int, int]
+    """(H, W) of the picture, in pixels."""
+    scales: tuple[ScaleReport, ...]
+    """The steps in the order they ran."""
+    seconds: float
+    """Wall time of the whole refinement."""
+    peak_memory: int
+    """Bytes: the peak resident set of the process on a CPU, the allocator's peak on CUDA."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """The options in force, defaults included."""
+    warnings: tuple[str, ...] = ()
+    """What the caller should know: a fallback, a mask with nothing to refine."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as plain dicts, lists, strings and numbers, ready for JSON."""
+        plain: dict[str, Any] = _plain(self)
+        return plain
+
+    def __str__(self) -> str:
+        rows = [("scale", "H x W", "encode s", "decode s", "decoded", "kept")]
+        for s in self.scales:
+            size = f"{s.size[0]} x {s.size[1]}"
+            seconds = (f"{s.encode_seconds:.2f}", f"{s.decode_seconds:.2f}")
+            rows.append((f"{s.scale:.3g}", size, *seconds, f"{s.pixels_decoded:,}", f"{s.pixels_kept:,}"))
+        widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+        lines = [
+            f"{self.model} (weights {self.weights[:12]}) on {self.device} in {self.dtype}: "
+            f"{self.size[0]} x {self.size[1]} (H x W) in {self.seconds:.2f} s, peak {self.peak_memory / 1e9:.2f} GB"
+        ]
+        if self.scales:
+            lines += ["  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
+        return "\n".join(lines + [f"warning: {w}" for w in self.warnings])
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+@dataclass(frozen=True, eq=False)
+class Refined:
+    """A refined mask. ``np.asarray(refined)`` is the mask."""
+
+    mask: NDArray[np.bool_]
+    """(H, W), set where the probability is above 0.5."""
+    probability: NDArray[np.float32]
+    """(H, W) in [0, 1]."""
+    report: Report
+    scales: Mapping[float, NDArray[np.float32]] = field(default_factory=dict)
+    """The probability (h, w) after each step of the cascade, by its scale; empty unless it was asked for."""
+
+    @classmethod
+    def of(
+        cls,
+        probability: NDArray[np.float32],
+        report: Report,
+        *,
+        scales: Mapping[float, NDArray[np.float32]] | None = None,
+    ) -> Self:
+        """The result whose probability (H, W) float32 in [0, 1] this is."""
+        assert probability.ndim == 2, probability.shape
+        assert probability.dtype == np.float32, probability.dtype
+        return cls(probability > 0.5, probability, report, dict(scales or {}))
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+        """The mask; without ``copy`` it is this object's own array unless ``dtype`` needs another."""
+        if dtype is None or np.dtype(dtype) == self.mask.dtype:
+            return self.mask.copy() if copy else self.mask
+        if copy is False:
+            raise ValueError(f"the mask is bool: {np.dtype(dtype)} needs a copy; pass copy=None")  # numpy's protocol
+        return self.mask.astype(dtype)
+
+    def save(self, path: io.PathLike) -> None:
+        """Writes the mask as 0 and 255 in 8 bits (.png, .tif, .tiff); see :func:`refine.io.write_mask`."""
+        io.write_mask(path, self.mask)
+
+    def save_probability(self, path: io.PathLike) -> None:
+        """Writes the probability (.png, .tif, .tiff in 16 bits, .npy); see :func:`refine.io.write_probability`."""
+        io.write_probability(path, self.probability)
+
+    def overlay(self, image: NDArray[Any] | io.Source) -> NDArray[np.uint8]:
+        """The picture (H, W, 3) uint8 RGB with the mask tinted and outlined, for looking at.
+
+        ``image`` is the picture of this mask's size: an array, a path or a PIL image. The outline lies on both sides of
+        the border and is 1 / 500 of the shorter side thick, at least one pixel.
+
+        Raises InputError: the picture has another size, or is no picture.
+        Raises FileError: its file cannot be read.
+        """
+        # A result exists, so its picture has been read before: however large, it is trusted.
+        rgb = io.rgb8(image, "image") if isinstance(image, np.ndarray) else io.read_image(image, allow_large=True)
+        if rgb.shape[:2] != self.mask.shape:
+            given, wanted = (f"{h} x {w}" for h, w in (rgb.shape[:2], self.mask.shape))
+            where = "image" if not isinstance(image, str | os.PathLike) else os.fspath(image)
+            raise InputError(f"{where}: {given} (H x W) while the mask is {wanted}; pass the picture that was refined")
+        levels = np.arange(256, dtype=np.float32)[:, None]
+        tints = np.rint((levels + np.asarray(_TINT, np.float32)) / 2).astype(
+            np.uint8
+        )  # (256, 3): half picture, half tint
+        out = rgb.copy()
+        for c in range(3):
+            np.copyto(out[..., c], cv2.LUT(rgb[..., c].copy(), tints[:, c].copy()), where=self.mask)
+        thickness = max(1, round(min(self.mask.shape) / 500))
+        brush = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (thickness + 1, thickness + 1))
+        border = cv2.morphologyEx(self.mask.astype(np.uint8), cv2.MORPH_GRADIENT, brush)
+        out[border > 0] = _LINE
+        return out

@@ -1,0 +1,161 @@
+"""Crops of pictures with their truth and a coarse mask, reproducible by number."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from refine.errors import FileError
+from refine.io import read_image
+from refine.prepare import as_mask
+from refine.training.coarse import network_like, random_coarse
+from refine.training.scenes import scene
+
+_TRUTH = re.compile(r"_gt\d*\.png$")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A picture and one of its truths, on disk."""
+
+    image: Path
+    truth: Path
+
+
+def find_pairs(folder: Path) -> list[Pair]:
+    """Pairs ``<id>_im.jpg`` / ``<id>_gt.png`` (or ``_gt0.png``, ``_gt1.png``, ... ) of a folder, by name.
+
+    Raises `FileError` if there are none.
+    """
+    pairs = []
+    for truth in sorted(folder.glob("*_gt*.png")):
+        stem, found = _TRUTH.subn("", truth.name)
+        image = truth.with_name(f"{stem}_im.jpg")
+        if found and image.exists():
+            pairs.append(Pair(image, truth))
+    if not pairs:
+        raise FileError(f"{folder} holds no pairs <id>_im.jpg / <id>_gt.png; give a folder that does")
+    return pairs
+
+
+class Crops(Dataset[dict[str, Tensor]]):
+    """Item i is drawn by a generator seeded with (seed, i), whatever came before: a run can be resumed anywhere.
+
+    An item: ``image`` (3, size, size) uint8; ``truth``, ``coarse`` and ``fine`` (1, size, size) float32 in [0, 1]. The
+    coarse mask is one of the crop, the fine one such as the cascade hands to its last scales.
+
+    groups: pairs of each data set; shares: how often a group is drawn, relative to the others; scenes: the probability
+    of a generated scene instead.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[Sequence[Pair]],
+        shares: Sequence[float],
+        *,
+        size: int,
+        seed: int,
+        scenes: float = 0.0,
+    ) -> None:
+        self.groups = groups
+        self.shares = np.asarray(shares, np.float64) / np.sum(shares)
+        self.size = size
+        self.scenes = scenes
+        self.seed = seed
+        self._cache: dict[Path, NDArray[np.uint8]] = {}
+
+    def __len__(self) -> int:
+        return 2**40
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        rng = np.random.default_rng((self.seed, index))
+        if rng.random() < self.scenes:
+            image, truth = scene(rng, self.size, self.size)
+        else:
+            group = self.groups[int(rng.choice(len(self.groups), p=self.shares))]
+            pair = group[int(rng.integers(len(group)))]
+            whole = self._image(pair.image)
+            image, truth = self._crop(whole, self._truth(pair.truth, whole.shape[:2]), rng)
+        if rng.random() < 0.5:
+            image, truth = image[:, ::-1], truth[:, ::-1]
+        image = _jittered(image, rng)
+        coarse = random_coarse(truth, rng)
+        fine = network_like(truth, rng, cell=float(rng.uniform(1.5, 7)))
+        return {
+            "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
+            "truth": torch.from_numpy(truth[None].astype(np.float32)),
+            "coarse": torch.from_numpy(coarse[None]),
+            "fine": torch.from_numpy(fine[None]),
+        }
+
+    def _image(self, path: Path) -> NDArray[np.uint8]:
+        if path not in self._cache:
+            self._cache[path] = read_image(path)
+        return self._cache[path]
+
+    def _truth(self, path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
+        if path not in self._cache:
+            self._cache[path] = np.uint8(255) * (as_mask(path, size) > 0.5)
+        return self._cache[path]
+
+    def _crop(
+        self, image: NDArray[np.uint8], truth: NDArray[np.uint8], rng: np.random.Generator
+    ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """A window of random scale, mostly centred on the truth's contour; mirrored where it leaves the picture."""
+        height, width = truth.shape
+        native = max(height, width)
+        longest = float(np.exp(rng.uniform(np.log(240), np.log(min(1.4 * native, 2800)))))
+        side = max(8, round(self.size * native / longest))  # px of the picture that the window spans
+        y, x = int(rng.integers(height)), int(rng.integers(width))
+        if rng.random() < 0.9:
+            step = max(1, native // 500)  # a coarse look for the contour is enough to centre a window
+            small = truth[::step, ::step] > 127
+            ys, xs = np.nonzero(small != np.roll(small, 1, int(rng.integers(2))))
+            if ys.size:
+                i = int(rng.integers(ys.size))
+                y, x = int(ys[i]) * step, int(xs[i]) * step
+        y += int(rng.uniform(-0.35, 0.35) * side)
+        x += int(rng.uniform(-0.35, 0.35) * side)
+        top, left = (_placed(at, side, length) for at, length in ((y, height), (x, width)))
+        window = np.s_[max(0, top) : top + side, max(0, left) : left + side]
+        margins = (max(0, -top), max(0, top + side - height), max(0, -left), max(0, left + side - width))
+        how = cv2.INTER_AREA if side > self.size else cv2.INTER_LINEAR
+        parts = []
+        for whole in (image, truth):
+            part = np.ascontiguousarray(whole[window])
+            if any(margins):
+                part = np.asarray(cv2.copyMakeBorder(part, *margins, cv2.BORDER_REFLECT), np.uint8)
+            parts.append(np.asarray(cv2.resize(part, (self.size, self.size), interpolation=how), np.uint8))
+        return parts[0], parts[1] > 127
+
+
+def _placed(centre: int, side: int, length: int) -> int:
+    """First pixel of a window of ``side`` px about ``centre``, within ``length`` px if it fits, else around them."""
+    low, high = sorted((0, length - side))
+    return int(np.clip(centre - side // 2, low, high))
+
+
+def _jittered(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """``image`` with random brightness, contrast, saturation, warmth, and sometimes grey, noisy or JPEG-compressed."""
+    x = image.astype(np.float32)
+    grey = x @ np.asarray((0.299, 0.587, 0.114), np.float32)
+    saturation = 0.0 if rng.random() < 0.04 else rng.uniform(0.6, 1.4)
+    x = grey[..., None] + (x - grey[..., None]) * np.float32(saturation)
+    x = (x - x.mean()) * np.float32(rng.uniform(0.7, 1.3)) + x.mean() * np.float32(rng.uniform(0.75, 1.25))
+    x *= rng.uniform(0.92, 1.08, 3).astype(np.float32)
+    if rng.random() < 0.2:
+        x += rng.standard_normal(x.shape, np.float32) * np.float32(rng.uniform(1, 8))
+    if rng.random() < 0.15:
+        x = cv2.GaussianBlur(x, (0, 0), float(rng.uniform(0.4, 1.2)))
+    y = np.clip(x, 0, 255).astype(np.uint8)
+    if rng.random() < 0.2:
+        _, coded = cv2.imencode(".jpg", np.ascontiguousarray(y), [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(40, 95))])
+        y = np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR), np.uint8)
+    return y

@@ -1,0 +1,739 @@
+import json
+import subprocess
+import sys
+import types
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import refine
+from refine import io
+from refine.cli import main
+from refine.errors import InputError, OptionError, RefineError, WeightsError
+
+
+@dataclass
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs the command line in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> Outcome:
+        try:
+            main(list(words))
+        except SystemExit as stop:
+            return Outcome(int(stop.code or 0), *capsys.readouterr())
+        return Outcome(0, *capsys.readouterr())
+
+    return run
+
+
+def picture(path: str, colour: int = 200) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (6, 4), (colour, 0, 0)).save(path)
+
+
+def coarse(path: str) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((4, 6), 255, np.uint8)).save(path)
+
+
+def pairs(*names: str) -> None:
+    """Folders `i` and `m` of images and masks."""
+    for name in names:
+        picture(f"i/{name}.png")
+        coarse(f"m/{name}.png")
+
+
+def opened(path: str) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+@dataclass
+class Report:
+    warnings: list[str] = field(default_factory=list)
+    seconds: float = 1.5
+    device: str = "cpu"
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds, "device": self.device}
+
+
+class Refined:
+    def __init__(self) -> None:
+        self.mask, self.report = np.eye(4, 6, dtype=bool), Report()
+
+    def save(self, path: Path) -> None:
+        io.write_mask(path, self.mask)
+
+    def save_probability(self, path: Path) -> None:
+        io.write_probability(path, self.mask.astype(np.float32))
+
+    def overlay(self, image: Path) -> np.ndarray:
+        return np.where(self.mask[..., None], np.uint8(255), io.read_image(image))
+
+
+class Engine:
+    """Stands for `refine.Refiner`: notes how it was made, fails where a test wants it to."""
+
+    def __init__(self) -> None:
+        self.made: list[dict[str, Any]] = []
+        self.refined = 0
+        self.warnings: list[str] = []
+        self.refuses: BaseException | None = None
+        self.fails_on: dict[int, BaseException] = {}  # the red of a picture -> what refining it raises
+
+    def __call__(self, **options: Any) -> "Engine":
+        self.made.append(options)
+        if self.refuses is not None:
+            raise self.refuses
+        return self
+
+    def refine(self, image: Path, mask: Path) -> Refined:
+        red = int(io.read_image(image)[0, 0, 0])
+        io.read_mask(mask)
+        if red in self.fails_on:
+            raise self.fails_on[red]
+        self.refined += 1
+        result = Refined()
+        result.report.warnings = list(self.warnings)
+        return result
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
+    engine = Engine()
+    monkeypatch.setitem(vars(refine), "Refiner", engine)
+    return engine
+
+
+# One pair
+
+
+def test_an_image_and_a_mask_give_the_refined_mask_beside_the_mask(run: Run, engine: Engine) -> None:
+    picture_and_mask()
+    outcome = run("cat.png", "masks/coarse.png")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out == f"{Path('masks/cat_mask.png')}  (1.5 s, cpu)\n"
+    assert np.array_equal(opened("masks/cat_mask.png") > 0, np.eye(4, 6, dtype=bool))
+
+
+def picture_and_mask() -> None:
+    picture("cat.png")
+    coarse("masks/coarse.png")
+
+
+def test_the_output_can_be_named_and_its_folder_is_made(run: Run, engine: Engine) -> None:
+    picture_and_mask()
+    assert run("cat.png", "masks/coarse.png", "-o", "new/fine.png").code == 0
+    assert Path("new/fine.png").is_file()
+
+
+def test_overlay_and_probability_are_written_where_asked(run: Run, engine: Engine) -> None:
+    picture_and_mask()
+    assert run("cat.png", "masks/coarse.png", "--overlay", "o.png", "--probability", "p.png").code == 0
+    assert opened("o.png")[0, 0].tolist() == [255, 255, 255]
+    assert opened("o.png")[0, 1].tolist() == [200, 0, 0]
+    assert Path("p.png").is_file()
+
+
+def test_an_existing_output_is_replaced(run: Run, engine: Engine) -> None:
+    picture_and_mask()
+    Path("fine.png").write_bytes(b"old")
+    assert run("cat.png", "masks/coarse.png", "-o", "fine.png").code == 0
+    assert opened("fine.png").shape[:2] == (4, 6)
+
+
+def test_skip_existing_leaves_the_output_and_loads_no_weights(run: Run, engine: Engine) -> None:
+    picture_and_mask()
+    Path("fine.png").write_bytes(b"old")
+    outcome = run("cat.png", "masks/coarse.png", "-o", "fine.png", "--skip-existing")
+    assert outcome.code == 0
+    assert "skipped" in outcome.out
+    assert Path("fine.png").read_bytes() == b"old"
+    assert engine.made == []
+
+
+def test_skip_existing_refines_where_the_overlay_is_missing(run: Run, engine: Engine) -> None:
+    picture_and_mask()
+    Path("fine.png").write_bytes(b"old")
+    run("cat.png", "masks/coarse.png", "-o", "fine.png", "--overlay", "o.png", "--skip-existing")
+    assert Path("o.png").is_file()
+
+
+def test_an_output_that_is_an_input_is_refused_before_anything_is_touched(run: Run, engine: Engine) -> None:
+    picture_and_mask()
+    before = Path("cat.png").read_bytes()
+    outcome = run("cat.png", "masks/coarse.png", "-o", "cat.png")
+    assert outcome.code == 2
+    assert outcome.err.startswith("error: the output 'cat.png' would replace an input")
+    assert Path("cat.png").read_bytes() == before
+    assert engine.made == []
+
+
+@pytest.mark.parametrize("missing", ["cat.png", "masks/coarse.png"])
+def test_a_missing_file_is_one_line_and_exit_code_1(run: Run, engine: Engine, missing: str) -> None:
+    picture_and_mask()
+    Path(missing).unlink()
+    outcome = run("cat.png", "masks/coarse.png")
+    assert (outcome.code, outcome.out) == (1, "")
+    assert "no such file" in outcome.err
+    assert missing in outcome.err
+    assert outcome.err.count("\n") == 1
+    assert engine.made == []
+
+
+def test_bad_input_is_one_line_without_a_traceback(run: Run, engine: Engine) -> None:
+    picture_and_mask()
+    engine.fails_on[200] = InputError("the mask has NaN;\n give 0..1")
+    outcome = run("cat.png", "masks/coarse.png")
+    assert (outcome.code, outcome.out) == (1, "")
+    assert outcome.err == "error: cat.png: the mask has NaN; give 0..1\n"
+    assert not Path("masks/cat_mask.png").exists()
+
+
+def test_an_unreadable_picture_is_one_line_and_exit_code_1(run: Run, engine: Engine) -> None:
+    picture_and_mask()
+    Path("cat.png").write_bytes(b"no picture")
+    outcome = run("cat.png", "masks/coarse.png")
+    assert outcome.code == 1
+    assert outcome.err.startswith("error: ")
+    assert outcome.err.count("\n") == 1
+
+
+def test_a_fault_of_ours_keeps_its_traceback(run: Run, engine: Engine) -> None:
+    picture_and_mask()
+    engine.fails_on[200] = KeyError("ours")
+    with pytest.raises(KeyError):
+        run("cat.png", "masks/coarse.png")
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [MemoryError(), type("OutOfMemoryError", (RuntimeError,), {})("CUDA"), RuntimeError("MPS backend out of memory")],
+)
+def test_too_little_memory_is_a_failed_file_and_not_a_crash(run: Run, engine: Engine, failure: Exception) -> None:
+    pairs("a", "b")
+    picture("i/a.png", 50)
+    engine.fails_on[50] = failure
+    outcome = run("i", "m", "-o", "out")
+    assert outcome.code == 1
+    assert "out of memory" in outcome.err
+    assert "--tile" in outcome.err
+    assert Path("out/b_mask.png").is_file()
+
+
+def test_warnings_of_the_report_are_told_on_stderr_unless_quiet(run: Run, engine: Engine) -> None:
+    picture_and_mask()
+    engine.warnings = ["the mask is empty"]
+    assert run("cat.png", "masks/coarse.png").err == "warning: cat.png: the mask is empty\n"
+    outcome = run("cat.png", "masks/coarse.png", "--quiet")
+    assert (outcome.out, outcome.err) == ("", "")
+
+
+# Options
+
+
+def test_options_reach_the_refiner_and_those_not_given_keep_its_defaults(run: Run, engine: Engine) -> None:
+    picture_and_mask()
+    run("cat.png", "masks/coarse.png")
+    run("--model", "crm-r50", "--tile=512", "cat.png", "--dtype", "float32", "masks/coarse.png", "--device", "cpu")
+    run("cat.png", "masks/coarse.png", "--weights", "w.pth")
+    given = {"model": "crm-r50", "tile": 512, "dtype": "float32", "device": "cpu"}
+    run("cat.png", "masks/coarse.png", "--allow-large")
+    assert engine.made == [{}, given, {"weights": Path("w.pth")}, {"allow_large": True}]
+
+
+@pytest.mark.parametrize(
+    "refusal", [OptionError("unknown model 'x'; known are crm-s"), WeightsError("w.pth is damaged")]
+)
+def test_a_refused_option_or_weights_file_ends_at_once_with_exit_code_2(
+    run: Run, engine: Engine, refusal: RefineError
+) -> None:
+    pairs("a", "b")
+    engine.refuses = refusal
+    outcome = run("i", "m", "-o", "out")
+    assert (outcome.code, outcome.out, outcome.err) == (2, "", f"error: {refusal}\n")
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--nope", "a", "b"], "No such option: --nope"),
+        (["a", "b", "c"], "quote globs"),
+        (["--tile", "big", "a", "b"], "--tile"),
+        (["cat.png"], "no MASK"),
+        (["a", "b", "--model"], "--model"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(run: Run, engine: Engine, words: list[str], told: str) -> None:
+    picture("cat.png")
+    outcome = run(*words)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert told in outcome.err
+    assert outcome.err.count("\n") == 1
+
+
+# Many pairs
+
+
+def test_folders_are_refined_with_their_sub_folders_and_weights_loaded_once(run: Run, engine: Engine) -> None:
+    pairs("a", "sub/b")
+    outcome = run("i", "m", "-o", "out", "--overlay", "see", "--probability", "p")
+    assert outcome.code == 0
+    assert outcome.err == "2 refined, 0 skipped, 0 failed\n"
+    written = sorted(p.as_posix() for folder in ("out", "see", "p") for p in Path(folder).rglob("*.*"))
+    assert written == [
+        "out/a_mask.png",
+        "out/sub/b_mask.png",
+        "p/a_probability.png",
+        "p/sub/b_probability.png",
+        "see/a_overlay.jpg",
+        "see/sub/b_overlay.jpg",
+    ]
+    assert len(engine.made) == 1
+
+
+def test_quoted_globs_are_refined(run: Run, engine: Engine) -> None:
+    pairs("a", "b")
+    assert run("i/*.png", "m/*.png", "-o", "out").code == 0
+    assert sorted(p.name for p in Path("out").iterdir()) == ["a_mask.png", "b_mask.png"]
+
+
+def test_one_folder_of_big_is_refined_without_a_mask_folder(run: Run, engine: Engine) -> None:
+    picture("big/cat_im.png")
+    coarse("big/cat_seg.png")
+    assert run("big", "-o", "out").code == 0
+    assert Path("out/cat_mask.png").is_file()
+
+
+def test_one_failed_file_is_told_and_the_rest_is_done(run: Run, engine: Engine) -> None:
+    pairs("a", "b", "c", "d")
+    Path("i/a.png").write_bytes(b"no picture")
+    picture("i/b.png", 50)
+    engine.fails_on[50] = ZeroDivisionError("ours")
+    outcome = run("i", "m", "-o", "out")
+    assert outcome.code == 1
+    assert sorted(p.name for p in Path("out").iterdir()) == ["c_mask.png", "d_mask.png"]
+    lines = outcome.err.splitlines()
+    assert len(lines) == 3
+    assert lines[0].startswith("error: ")
+    assert "a.png" in lines[0]
+    assert f"{Path('i/b.png')}: unexpected ZeroDivisionError: ours" in lines[1]
+    assert lines[2] == "2 refined, 0 skipped, 2 failed"
+
+
+def test_an_ambiguous_match_fails_for_that_image_only(run: Run, engine: Engine) -> None:
+    pairs("a", "b")
+    picture("i/a.jpg")
+    outcome = run("i", "m", "-o", "out")
+    assert outcome.code == 1
+    assert [p.name for p in Path("out").iterdir()] == ["b_mask.png"]
+    assert "1 refined, 0 skipped, 2 failed" in outcome.err
+
+
+def test_files_without_a_partner_are_told_and_no_failure(run: Run, engine: Engine) -> None:
+    pairs("a")
+    for number in range(7):
+        picture(f"i/lone{number}.png")
+    outcome = run("i", "m", "-o", "out")
+    assert outcome.code == 0
+    assert "warning: 7 images without a mask left out: " in outcome.err
+    assert "and 2 more" in outcome.err
+
+
+def test_nothing_to_match_is_exit_code_1(run: Run, engine: Engine) -> None:
+    picture("i/a.png")
+    coarse("m/b.png")
+    outcome = run("i", "m", "-o", "out")
+    assert (outcome.code, outcome.out) == (1, "")
+    assert "no image and mask belong together" in outcome.err
+
+
+def test_many_images_without_an_output_folder_are_wrong_usage(run: Run, engine: Engine) -> None:
+    pairs("a")
+    assert run("i", "m").code == 2
+
+
+def test_an_interrupted_run_is_resumed_with_skip_existing(run: Run, engine: Engine) -> None:
+    pairs("a", "b", "c")
+    picture("i/b.png", 50)
+    engine.fails_on[50] = KeyboardInterrupt()
+    outcome = run("i", "m", "-o", "out")
+    assert outcome.code == 130
+    assert outcome.err == "error: interrupted: 1 of 3 refined; --skip-existing goes on from here\n"
+    engine.fails_on.clear()
+    outcome = run("i", "m", "-o", "out", "--skip-existing")
+    assert outcome.code == 0
+    assert "2 refined, 1 skipped, 0 failed" in outcome.err
+    assert engine.refined == 3
+
+
+@pytest.mark.parametrize(
+    ("terminal", "words", "shown"),
+    [(True, [], True), (True, ["--quiet"], False), (False, [], False)],
+)
+def test_the_progress_bar_is_for_terminals(
+    run: Run, engine: Engine, monkeypatch: pytest.MonkeyPatch, terminal: bool, words: list[str], shown: bool
+) -> None:
+    pairs("a", "b")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    assert ("2/2" in run("i", "m", "-o", "out", *words).err) is shown
+
+
+def test_one_pair_has_no_progress_bar(run: Run, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture_and_mask()
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert run("cat.png", "masks/coarse.png").err == ""
+
+
+# JSON
+
+
+def test_json_is_one_line_per_pair_and_nothing_else(run: Run, engine: Engine) -> None:
+    pairs("a", "b", "c")
+    picture("i/b.png", 50)
+    engine.fails_on[50] = InputError("wrong size")
+    Path("out").mkdir()
+    Path("out/c_mask.png").write_bytes(b"old")
+    outcome = run("i", "m", "-o", "out", "--json", "--skip-existing")
+    assert outcome.code == 1
+    records = {record["image"]: record for record in map(json.loads, outcome.out.splitlines())}
+    a, b, c = (str(Path(f"i/{name}.png")) for name in "abc")
+    assert records[a] == {
+        "status": "done",
+        "image": a,
+        "mask": str(Path("m/a.png")),
+        "output": str(Path("out/a_mask.png")),
+        "report": {"seconds": 1.5, "device": "cpu"},
+    }
+    assert (records[b]["status"], records[b]["error"]) == ("failed", "wrong size")
+    assert records[c]["status"] == "skipped"
+    assert f"error: {b}: wrong size" in outcome.err
+
+
+def test_json_tells_a_missing_file_too(run: Run, engine: Engine) -> None:
+    outcome = run("a.png", "b.png", "--json")
+    assert outcome.code == 1
+    assert json.loads(outcome.out)["status"] == "failed"
+
+
+# Which word is a command
+
+
+@pytest.fixture
+def info(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Replaces what `info` prints by a note that it was called."""
+    called: list[bool] = []
+    modules = {
+        "refine.checkpoint": {"weights_dir": lambda: Path("w")},
+        "refine.engine": {"resolve_device": lambda name: "cpu", "resolve_dtype": lambda name, device: "torch.float32"},
+        "refine.models": {"PRESETS": {"crm-s": None}},
+    }
+    for name, members in modules.items():
+        fake = types.ModuleType(name)
+        vars(fake).update(members)
+        monkeypatch.setitem(sys.modules, name, fake)
+    monkeypatch.setattr("refine.cli._print_table", lambda facts, as_json: called.append(as_json))
+    return called
+
+
+@pytest.mark.parametrize(
+    ("words", "as_json"), [(["info"], False), (["info", "--json"], True), (["--json", "info"], True)]
+)
+def test_the_name_of_a_command_as_first_word_is_the_command(
+    run: Run, info: list[bool], words: list[str], as_json: bool
+) -> None:
+    assert run(*words).code == 0
+    assert info == [as_json]
+
+
+@pytest.mark.parametrize("words", [["./info", "m"], ["--", "info", "m"], ["m", "info"], ["-o", "info.png", "i", "m"]])
+def test_a_path_is_never_a_command(run: Run, engine: Engine, info: list[bool], words: list[str]) -> None:
+    outcome = run(*words)
+    assert "no such file" in outcome.err
+    assert info == []
+
+
+@pytest.mark.parametrize("words", [["-qo", "info"], ["-qoinfo"], ["--out=info"], ["-q", "--device", "info"]])
+def test_the_value_of_an_option_is_never_a_command(
+    run: Run, engine: Engine, info: list[bool], words: list[str]
+) -> None:
+    picture_and_mask()
+    Path("info").mkdir()
+    assert run(*words, "cat.png", "masks/coarse.png").code == 0
+    assert info == []
+    assert engine.refined == 1
+
+
+def test_folders_named_like_commands_are_reached_as_paths(run: Run, engine: Engine) -> None:
+    picture("weights/cat_im.png")
+    coarse("weights/cat_seg.png")
+    assert run("./weights", "-o", "out").code == 0
+    assert Path("out/cat_mask.png").is_file()
+
+
+# Help
+
+
+def test_help_shows_usage_examples_options_and_commands(run: Run) -> None:
+    outcome = run("--help")
+    assert (outcome.code, outcome.err) == (0, "")
+    for text in (
+        "Usage: refine-cli [OPTIONS] IMAGE MASK",
+        "Examples:",
+        "--skip-existing",
+        "demo ",
+        "info ",
+        "weights ",
+    ):
+        assert text in outcome.out
+    assert "(main)" not in outcome.out
+    assert run("cat.png", "-h").out == outcome.out
+
+
+def test_no_words_at_all_show_the_help_with_exit_code_2(run: Run) -> None:
+    outcome = run()
+    assert outcome.code == 2
+    assert outcome.out.startswith("Usage: ")
+
+
+def test_version_is_printed(run: Run) -> None:
+    outcome = run("--version")
+    assert outcome.code == 0
+    assert outcome.out.startswith("refine-cli ")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["weights", "--help"], ["--nope"]])
+def test_help_loads_no_torch_numpy_or_opencv(words: list[str]) -> None:
+    code = (
+        "import sys\nimport refine\nfrom refine.cli import main\n"
+        f"try: main({words!r})\nexcept SystemExit: pass\n"
+        "sys.exit(' '.join({'torch', 'numpy', 'cv2', 'numba', 'PIL', 'tqdm'} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(refine.__file__).parents[1]
+    )
+    assert done.returncode == 0, done.stderr
+
+
+# The other commands
+
+
+@dataclass
+class Entry:
+    name: str = "crm-s"
+    model: str = "crm-s"
+    path: Path = Path("w/crm-s.safetensors")
+    sha256: str = "0123456789abcdef"
+    bytes: int = 12_300_000
+    licence: str = "CC BY"
+    data: str = "ours"
+
+
+@pytest.fixture
+def checkpoint(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    def import_published(source: Path, destination: Path, model: str = "crm-r50") -> None:
+        if not source.exists():
+            raise WeightsError(f"no such file: {source}")
+        destination.write_text(f"{model} from {source}")
+
+    fake = types.ModuleType("refine.checkpoint")
+    vars(fake).update(manifest=lambda: [Entry()], weights_dir=lambda: Path("w"), import_published=import_published)
+    monkeypatch.setitem(sys.modules, "refine.checkpoint", fake)
+    return fake
+
+
+def test_weights_list_is_a_table(run: Run, checkpoint: types.ModuleType) -> None:
+    heading, row = run("weights", "list").out.splitlines()
+    assert heading.split() == ["NAME", "MODEL", "SIZE", "SHA256", "LICENCE"]
+    assert row.split(maxsplit=5) == ["crm-s", "crm-s", "12.3", "MB", "0123456789ab", "CC BY"]
+
+
+def test_weights_list_as_json_has_every_field(run: Run, checkpoint: types.ModuleType) -> None:
+    (entry,) = json.loads(run("weights", "list", "--json").out)
+    assert (entry["sha256"], entry["bytes"], entry["data"]) == ("0123456789abcdef", 12_300_000, "ours")
+
+
+def test_weights_import_writes_safetensors_beside_the_checkpoint(run: Run, checkpoint: types.ModuleType) -> None:
+    Path("crm.pth").write_text("")
+    assert run("weights", "import", "crm.pth").out == "crm.safetensors\n"
+    assert Path("crm.safetensors").read_text() == "crm-r50 from crm.pth"
+    assert run("weights", "import", "crm.pth", "-o", "x.safetensors", "--model", "crm-s").code == 0
+    assert Path("x.safetensors").read_text() == "crm-s from crm.pth"
+
+
+def test_weights_import_never_replaces_the_checkpoint(run: Run, checkpoint: types.ModuleType) -> None:
+    Path("crm.safetensors").write_text("mine")
+    assert run("weights", "import", "crm.safetensors").code == 2
+    assert Path("crm.safetensors").read_text() == "mine"
+
+
+def test_weights_import_of_a_bad_file_is_one_line(run: Run, checkpoint: types.ModuleType) -> None:
+    outcome = run("weights", "import", "crm.pth")
+    assert (outcome.code, outcome.out, outcome.err) == (1, "", "error: no such file: crm.pth\n")
+
+
+@pytest.mark.parametrize("words", [["weights", "nope"], ["weights", "import"], ["weights"]])
+def test_wrong_usage_of_a_command_is_exit_code_2(run: Run, words: list[str]) -> None:
+    assert run(*words).code == 2
+
+
+def test_demo_prints_its_figures(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_demo(out: Path, **options: Any) -> dict[str, Any]:
+        return {"out": out, "seconds": 1.23456, **options}
+
+    fake = types.ModuleType("refine.demo")
+    vars(fake).update(run_demo=run_demo)
+    monkeypatch.setitem(sys.modules, "refine.demo", fake)
+    assert "seconds  1.235\n" in run("demo", "--out", "d").out
+    figures = json.loads(run("demo", "--json", "--seed", "3", "--dtype", "float32").out)
+    assert figures == {
+        "out": "refine-demo",
+        "seconds": 1.23456,
+        "seed": 3,
+        "dtype": "float32",
+        "model": "crm-s",
+        "device": "auto",
+    }
+
+
+def test_an_interrupt_anywhere_is_exit_code_130_and_one_line(
+    run: Run, checkpoint: types.ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def manifest() -> list[Entry]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "manifest", manifest)
+    outcome = run("weights", "list")
+    assert (outcome.code, outcome.err) == (130, "interrupted\n")
+
+
+def test_evaluate_passes_its_options_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+    fake = types.ModuleType("refine.evaluation")
+    vars(fake).update(evaluate_command=lambda data, **options: seen.update(data=data, **options))
+    monkeypatch.setitem(sys.modules, "refine.evaluation", fake)
+    assert run("evaluate", "a", "b", "--limit", "2", "--tile", "64", "-o", "out", "--device", "cpu").code == 0
+    assert seen == {
+        "data": [Path("a"), Path("b")],
+        "model": "crm-s",
+        "weights": None,
+        "device": "cpu",
+        "dtype": "auto",
+        "limit": 2,
+        "out": Path("out"),
+        "options": {"tile": 64},
+    }
+
+
+# With the real refiner and the weights that ship
+
+
+@pytest.fixture
+def real() -> None:
+    pytest.importorskip("refine.checkpoint")
+    from refine.engine import Refiner
+
+    try:
+        Refiner()
+    except WeightsError as error:
+        pytest.skip(f"no weights yet: {error}")
+
+
+def scene() -> None:
+    """A disc, its mask, and other masks that do not go with it."""
+    y, x = np.mgrid[:72, :96]
+    disc = (y - 36) ** 2 + (x - 48) ** 2 < 24**2
+    colours = np.where(disc[..., None], np.uint8((220, 60, 40)), np.uint8((30, 90, 160)))
+    Image.fromarray(colours).save("disc.png")
+    Image.fromarray(disc[::2, ::2].astype(np.uint8) * np.uint8(255)).save("coarse.png")
+    Image.fromarray(np.zeros((72, 40), np.uint8)).save("narrow.png")
+    Image.fromarray(np.zeros((36, 48), np.uint8)).save("empty.png")
+    np.save("nan.npy", np.full((72, 96), np.nan, np.float32))
+
+
+@pytest.mark.usefixtures("real")
+def test_a_picture_is_refined_from_the_command_line(run: Run) -> None:
+    scene()
+    words = ["--dtype", "float32", "--device", "cpu", "--json", "--overlay", "o.jpg", "--probability", "p.npy"]
+    outcome = run("disc.png", "coarse.png", "-o", "fine.png", *words)
+    assert (outcome.code, outcome.err) == (0, "")
+    record = json.loads(outcome.out)
+    assert (record["status"], record["report"]["device"], record["report"]["dtype"]) == ("done", "cpu", "float32")
+    mask = opened("fine.png")
+    assert mask.shape == (72, 96)
+    assert set(np.unique(mask)) <= {0, 255}
+    assert np.array_equal(mask > 0, np.load("p.npy") > 0.5)
+    assert opened("o.jpg").shape == (72, 96, 3)
+
+
+@pytest.mark.usefixtures("real")
+def test_an_empty_mask_is_returned_with_a_warning(run: Run) -> None:
+    scene()
+    outcome = run("disc.png", "empty.png", "-o", "fine.png")
+    assert outcome.code == 0
+    assert outcome.err.startswith("warning: disc.png: ")
+    assert not opened("fine.png").any()
+
+
+@pytest.mark.usefixtures("real")
+@pytest.mark.parametrize("mask", ["narrow.png", "nan.npy", "disc.png"])
+def test_a_mask_that_does_not_fit_is_one_line_and_nothing_is_written(run: Run, mask: str) -> None:
+    scene()
+    outcome = run("disc.png", mask, "-o", "fine.png")
+    assert (outcome.code, outcome.out) == (1, "")
+    assert outcome.err.startswith("error: ")
+    assert outcome.err.count("\n") == 1
+    assert not Path("fine.png").exists()
+
+
+@pytest.mark.usefixtures("real")
+@pytest.mark.parametrize(
+    ("option", "value", "known"),
+    [
+        ("--model", "nope", "crm-s"),
+        ("--dtype", "float8", "bfloat16"),
+        ("--device", "abacus", "cpu"),
+        ("--tile", "1", "32"),
+        ("--weights", "nowhere.safetensors", "nowhere.safetensors"),
+    ],
+)
+def test_an_impossible_option_is_told_with_the_known_ones(run: Run, option: str, value: str, known: str) -> None:
+    scene()
+    outcome = run("disc.png", "coarse.png", "-o", "fine.png", option, value)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert known in outcome.err
+    assert outcome.err.count("\n") == 1
+
+
+@pytest.mark.usefixtures("real")
+def test_info_tells_versions_devices_and_folders(run: Run) -> None:
+    facts = json.loads(run("info", "--json").out)
+    assert "cpu" in facts["devices"][0]
+    assert facts["dtype"] in ("float32", "bfloat16", "float16")
+    assert "crm-s" in facts["models"]
+    assert Path(facts["weights"]).is_dir()
+    assert "threads" in run("info").out
+
+
+@pytest.mark.usefixtures("real")
+def test_the_weights_that_ship_are_listed(run: Run) -> None:
+    assert "crm-s" in run("weights", "list").out
+    assert "crm-s" in {entry["model"] for entry in json.loads(run("weights", "list", "--json").out)}

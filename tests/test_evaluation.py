@@ -1,0 +1,221 @@
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from refine import evaluation
+from refine.errors import FileError, InputError, OptionError
+from refine.evaluation import (
+    crop_windows,
+    evaluate,
+    evaluate_command,
+    find_items,
+    find_sets,
+    score,
+    sheet,
+    summarise,
+    table,
+)
+from refine.io import read_image, write_mask
+
+HELDOUT = Path(__file__).parents[2] / "shared" / "data" / "heldout"
+DATA_README = {  # pooled IoU / mBA of the coarse masks as published with the data
+    "alphamatting": (97.21, 63.13),
+    "ccp": (95.60, 66.56),
+    "human": (97.63, 66.10),
+    "sod-dss": (80.48, 56.98),
+}
+
+
+def disc(height=60, width=80, centre=(40, 30), radius=20):
+    return cv2.circle(np.zeros((height, width), np.uint8), centre, radius, 255, -1) > 0
+
+
+def write_set(folder, names=("a", "b", "c")):
+    folder.mkdir(parents=True)
+    for i, name in enumerate(names):
+        image = np.full((60, 80, 3), 90, np.uint8)
+        image[disc()] = 200
+        cv2.imwrite(str(folder / f"{name}_im.png"), image)
+        cv2.imwrite(str(folder / f"{name}_gt.png"), disc() * np.uint8(255))
+        cv2.imwrite(str(folder / f"{name}_seg.png"), disc(centre=(43 + i, 30)) * np.uint8(255))
+    return folder
+
+
+def brighter(image, mask):
+    return image.mean(2) > 128
+
+
+def test_items_are_found_in_bigs_layout(tmp_path):
+    folder = write_set(tmp_path / "set", names=("b", "a_im"))
+    assert [item.name for item in find_items(folder)] == ["a_im", "b"]
+    assert [path.name for path in vars(find_items(folder)[0]).values() if isinstance(path, Path)] == [
+        "a_im_im.png",
+        "a_im_gt.png",
+        "a_im_seg.png",
+    ]
+
+
+def test_sets_are_a_folder_or_its_sub_folders(tmp_path):
+    one, two = write_set(tmp_path / "all" / "one"), write_set(tmp_path / "all" / "two")
+    (tmp_path / "all" / "notes").mkdir()
+    assert find_sets([tmp_path / "all"]) == [one, two]
+    assert find_sets([two, one]) == [two, one]
+
+
+def test_missing_files_and_folders_are_named(tmp_path):
+    folder = write_set(tmp_path / "set")
+    (folder / "b_seg.png").unlink()
+    with pytest.raises(FileError, match=r"b_seg\.png"):
+        find_items(folder)
+    with pytest.raises(FileError, match="no folder"):
+        find_sets([tmp_path / "absent"])
+    (tmp_path / "empty").mkdir()
+    for call in (find_items, lambda path: find_sets([path])):
+        with pytest.raises(FileError, match=r"no \*_im"):
+            call(tmp_path / "empty")
+
+
+def test_score_gives_counts_that_pool():
+    truth, prediction = disc(), disc(centre=(44, 30))
+    result = score(prediction, truth)
+    assert (result.intersection, result.union) == ((prediction & truth).sum(), (prediction | truth).sum())
+    assert result.iou == result.intersection / result.union
+    assert 0 < result.mba < 1
+
+
+def test_a_refiner_that_finds_the_object_scores_full_marks(tmp_path):
+    rows = evaluate([write_set(tmp_path / "set")], brighter)
+    (summary,) = summarise(rows)
+    counts = [score(disc(centre=(43 + i, 30)), disc()) for i in range(3)]
+    assert (summary.iou_refined, summary.mba_refined, summary.pictures) == (100, 100, 3)
+    assert summary.iou_coarse == pytest.approx(100 * sum(c.intersection for c in counts) / sum(c.union for c in counts))
+    assert summary.mba_coarse == pytest.approx(100 * np.mean([c.mba for c in counts]))
+    assert summary.worst_name == "a"  # the best coarse mask has least to gain
+    assert summary.worst_change == pytest.approx(100 * (1 - counts[0].iou))
+
+
+def test_the_table_has_a_row_a_set(tmp_path):
+    rows = evaluate([write_set(tmp_path / "one"), write_set(tmp_path / "two")], lambda image, mask: mask > 0.5)
+    lines = table(rows).splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["one", "two"]
+    assert len({line.count("|") for line in lines}) == 1
+    assert "+0.00/+0.00" in lines[2]
+
+
+def test_the_limit_takes_the_first_pictures_of_each_set(tmp_path):
+    sets = [write_set(tmp_path / "one"), write_set(tmp_path / "two")]
+    assert [(row.set, row.item.name) for row in evaluate(sets, brighter, limit=1)] == [("one", "a"), ("two", "a")]
+    with pytest.raises(OptionError, match="limit"):
+        evaluate(sets, brighter, limit=0)
+
+
+def test_two_sets_of_one_name_are_refused(tmp_path):
+    sets = [write_set(tmp_path / "x" / "set"), write_set(tmp_path / "y" / "set")]
+    with pytest.raises(OptionError, match="'set'"):
+        evaluate(sets, brighter)
+
+
+@pytest.mark.parametrize("truth", [disc() * np.uint8(1), np.where(disc(), np.uint8(129), np.uint8(128)), disc()])
+def test_a_truth_is_set_above_128(tmp_path, truth):
+    folder = write_set(tmp_path / "set", names=("a",))
+    Image.fromarray(truth).save(folder / "a_gt.png")
+    (row,) = evaluate([folder], brighter)
+    assert row.refined.iou == 1.0
+
+
+def test_a_smaller_coarse_mask_is_enlarged_and_a_smaller_truth_refused(tmp_path):
+    folder = write_set(tmp_path / "set", names=("a",))
+    small = cv2.resize(disc() * np.uint8(255), (40, 30), interpolation=cv2.INTER_AREA)
+    cv2.imwrite(str(folder / "a_seg.png"), small)
+    (row,) = evaluate([folder], lambda image, mask: mask > 0.5)
+    assert row.coarse.iou > 0.95
+    cv2.imwrite(str(folder / "a_gt.png"), small)
+    with pytest.raises(InputError, match="a_gt"):
+        evaluate([folder], brighter)
+
+
+def test_crops_lie_where_the_masks_differ_and_apart():
+    truth = np.zeros((300, 400), bool)
+    coarse = truth.copy()
+    coarse[40:60, 300:330] = coarse[200:210, 50:60] = True
+    windows = list(crop_windows(coarse, truth, truth, count=3, side=100))
+    assert len(windows) == 2
+    assert coarse[windows[0]].sum() == 600
+    assert coarse[windows[1]].sum() == 100
+    assert not list(crop_windows(truth, truth, truth, count=3))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 50), (70, 3), (200, 150)])
+def test_a_sheet_of_any_size_can_be_drawn(shape):
+    image = np.zeros((*shape, 3), np.uint8)
+    mask = np.ones(shape, bool)
+    drawn = sheet(image, ~mask, mask, mask, title="x – y")
+    assert drawn.dtype == np.uint8
+    assert drawn.shape[2] == 3
+    assert sheet(image[..., 0], mask, mask, mask, title="grey").shape[1] == drawn.shape[1]
+
+
+def fake_refiner(given):
+    class FakeRefiner:
+        def __init__(self, **options):
+            given.update(options)
+
+        def refine(self, image, mask):
+            return SimpleNamespace(mask=brighter(image, mask))
+
+    return FakeRefiner
+
+
+def test_the_command_writes_lines_table_and_sheets(tmp_path, monkeypatch, capsys):
+    given = {}
+    monkeypatch.setattr("refine.engine.Refiner", fake_refiner(given))
+    write_set(tmp_path / "data" / "one")
+    rows = evaluate_command(
+        [tmp_path / "data"],
+        model="crm-s",
+        weights=None,
+        device="cpu",
+        dtype="float32",
+        limit=2,
+        out=tmp_path / "out",
+        options={"tile": 512},
+    )
+    assert given == {"model": "crm-s", "weights": None, "device": "cpu", "dtype": "float32", "tile": 512}
+    lines = [json.loads(line) for line in (tmp_path / "out" / "items.jsonl").read_text().splitlines()]
+    assert [line["name"] for line in lines] == ["a", "b"]
+    assert lines[0]["iou_refined"] == 1.0
+    assert lines[0]["mba_coarse"] == rows[0].coarse.mba
+    assert capsys.readouterr().out == (tmp_path / "out" / "table.md").read_text() == table(rows) + "\n"
+    assert read_image(tmp_path / "out" / "one.png").shape[1] > 1000
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["items.jsonl", "one.png", "table.md"]
+
+
+def test_the_command_without_a_folder_only_prints(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("refine.engine.Refiner", fake_refiner({}))
+    before = sorted(write_set(tmp_path / "one").iterdir())
+    evaluate_command(
+        [tmp_path / "one"], model="m", weights=None, device="auto", dtype="auto", limit=None, out=None, options={}
+    )
+    assert "| one | 3 |" in capsys.readouterr().out
+    assert sorted((tmp_path / "one").iterdir()) == before
+
+
+@pytest.mark.skipif(not HELDOUT.is_dir(), reason="the held-out sets are not here")
+@pytest.mark.parametrize("name", DATA_README)
+def test_the_coarse_row_of_the_held_out_sets_is_reproduced(name):
+    rows = evaluate([HELDOUT / name], lambda image, mask: evaluation.as_binary(mask))
+    (summary,) = summarise(rows)
+    assert (round(summary.iou_coarse, 2), round(summary.mba_coarse, 2)) == DATA_README[name]
+    assert (summary.iou_refined, summary.mba_refined) == (summary.iou_coarse, summary.mba_coarse)
+
+
+def test_a_mask_written_by_refine_is_scored_as_itself(tmp_path):
+    folder = write_set(tmp_path / "set", names=("a",))
+    write_mask(folder / "a_seg.png", disc())
+    (row,) = evaluate([folder], brighter)
+    assert row.coarse == row.refined

@@ -1,0 +1,229 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from refine.errors import FileError, OptionError
+from refine.io import write_image, write_mask, write_probability
+from refine.pairs import MASK_WRITTEN, OVERLAY_WRITTEN, PROBABILITY_WRITTEN, Found, find_pairs, with_outputs
+
+SUFFIXES = {".jpg", ".png"}
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def touch(*names: str) -> None:
+    for name in names:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_bytes(b"")
+
+
+def find(image: str, mask: str | None = None, exclude: tuple[Path, ...] = ()) -> Found:
+    return find_pairs(image, mask, image_suffixes=SUFFIXES, mask_suffixes=SUFFIXES, exclude=exclude)
+
+
+def seen(found: Found) -> list[tuple[str, str, str]]:
+    return [(p.image.as_posix(), p.mask.as_posix(), p.name.as_posix()) for p in found.pairs]
+
+
+def outputs(found: Found, out: str | None = None, **more: Path) -> list[str]:
+    return [
+        path.as_posix() for p in with_outputs(found, Path(out) if out else None, **more).pairs for path in p.outputs
+    ]
+
+
+def test_two_files_are_one_pair() -> None:
+    touch("cat.jpg", "coarse.png")
+    found = find("cat.jpg", "coarse.png")
+    assert seen(found) == [("cat.jpg", "coarse.png", "cat")]
+    assert not found.many
+
+
+def test_same_stems_in_two_folders_are_pairs_and_sub_folders_are_kept_apart() -> None:
+    touch("i/cat.jpg", "i/a/cat.png", "i/a/dog.jpg", "m/cat.png", "m/a/cat.png", "m/a/dog.png")
+    assert seen(find("i", "m")) == [
+        ("i/a/cat.png", "m/a/cat.png", "a/cat"),
+        ("i/a/dog.jpg", "m/a/dog.png", "a/dog"),
+        ("i/cat.jpg", "m/cat.png", "cat"),
+    ]
+
+
+@pytest.mark.parametrize("mask", [None, "big", "./big/"])
+def test_one_folder_is_read_by_the_names_of_big(mask: str | None) -> None:
+    touch("big/cat_im.jpg", "big/cat_seg.png", "big/cat_gt.png", "big/s/dog_im.png", "big/s/dog_seg.png")
+    found = find("big", mask)
+    assert seen(found) == [
+        ("big/cat_im.jpg", "big/cat_seg.png", "cat"),
+        ("big/s/dog_im.png", "big/s/dog_seg.png", "s/dog"),
+    ]
+    assert found.many
+    assert found.images_alone == found.masks_alone == []
+
+
+def test_names_of_big_match_across_two_folders() -> None:
+    touch("i/cat_im.jpg", "m/cat_seg.png", "i/dog_im.jpg", "m/dog_im.png")
+    assert [name for *_, name in seen(find("i", "m"))] == ["cat", "dog_im"]
+
+
+def test_globs_match_within_the_same_sub_folder() -> None:
+    touch("i/a/cat.jpg", "i/b/cat.jpg", "m/a/cat.png", "m/b/cat.png", "m/b/cat.txt")
+    assert seen(find("i/*/*.jpg", "m/*/*")) == [
+        ("i/a/cat.jpg", "m/a/cat.png", "a/cat"),
+        ("i/b/cat.jpg", "m/b/cat.png", "b/cat"),
+    ]
+    assert len(find("i/**/*.jpg", "m").pairs) == 2
+
+
+def test_globs_in_one_folder_match_by_suffix() -> None:
+    touch("d/cat.jpg", "d/cat.png")
+    assert seen(find("d/*.jpg", "d/*.png")) == [("d/cat.jpg", "d/cat.png", "cat")]
+
+
+def test_a_file_whose_name_has_brackets_is_a_file() -> None:
+    touch("cat[1].jpg", "m.png")
+    assert not find("cat[1].jpg", "m.png").many
+
+
+def test_files_without_a_partner_are_listed() -> None:
+    touch("i/cat.jpg", "i/dog.jpg", "m/cat.png", "m/cow.png")
+    found = find("i", "m")
+    assert found.images_alone == [Path("i/dog.jpg")]
+    assert found.masks_alone == [Path("m/cow.png")]
+
+
+def test_two_images_of_one_mask_are_ambiguous() -> None:
+    touch("i/cat.jpg", "i/cat.png", "m/cat.png", "i/dog.jpg", "m/dog.png")
+    found = find("i", "m")
+    assert [name for *_, name in seen(found)] == ["dog"]
+    assert [image.name for image, _ in found.ambiguous] == ["cat.jpg", "cat.png"]
+    assert "cat.png" in found.ambiguous[0][1]
+
+
+def test_two_masks_of_one_image_are_ambiguous() -> None:
+    touch("i/cat.jpg", "m/cat.png", "m/cat.jpg", "i/dog.jpg", "m/dog.png")
+    found = find("i", "m")
+    assert [(image.name, "2 masks" in why) for image, why in found.ambiguous] == [("cat.jpg", True)]
+
+
+def test_hidden_files_and_other_files_are_not_looked_at() -> None:
+    touch("i/cat.jpg", "i/._cat.jpg", "i/.trash/cat.jpg", "i/notes.txt", "m/cat.png")
+    assert find("i", "m").images_alone == []
+
+
+def test_a_mask_or_output_folder_inside_the_image_folder_holds_no_images() -> None:
+    touch("i/cat.jpg", "i/masks/cat.png", "i/out/cat_mask.png")
+    found = find("i", "i/masks", (Path("i/out"),))
+    assert seen(found) == [("i/cat.jpg", "i/masks/cat.png", "cat")]
+    assert found.images_alone == []
+
+
+@pytest.mark.parametrize(("image", "mask"), [("i", "cat.png"), ("cat.png", "i"), ("i/*.jpg", "cat.png")])
+def test_one_file_does_not_go_with_many(image: str, mask: str) -> None:
+    touch("i/cat.jpg", "cat.png")
+    with pytest.raises(OptionError, match="one file"):
+        find(image, mask)
+
+
+def test_a_file_needs_a_mask() -> None:
+    touch("cat.jpg")
+    with pytest.raises(OptionError, match="no MASK"):
+        find("cat.jpg")
+
+
+def test_no_pair_at_all_is_an_error_that_says_what_was_seen() -> None:
+    touch("i/cat.jpg", "m/dog.png", "m/cow.png")
+    with pytest.raises(FileError, match=r"1 image in 'i', 2 masks in 'm'"):
+        find("i", "m")
+    with pytest.raises(FileError, match="0 images"):
+        find("nowhere/*.jpg", "m")
+
+
+def test_the_default_output_lies_beside_the_mask() -> None:
+    touch("i/cat.jpg", "m/coarse.png", "big/dog_im.jpg", "big/dog_seg.png")
+    assert outputs(find("i/cat.jpg", "m/coarse.png")) == ["m/cat_mask.png"]
+    assert outputs(find("big/dog_im.jpg", "big/dog_seg.png")) == ["big/dog_mask.png"]
+
+
+def test_an_output_may_be_a_file_or_an_existing_folder() -> None:
+    touch("cat.jpg", "m.png", "out/x")
+    assert outputs(find("cat.jpg", "m.png"), "new.png") == ["new.png"]
+    assert outputs(find("cat.jpg", "m.png"), "out") == ["out/cat_mask.png"]
+
+
+def test_many_outputs_keep_their_sub_folders() -> None:
+    touch("i/a/cat.jpg", "m/a/cat.png")
+    more = {"overlay": Path("see"), "probability": Path("p")}
+    expected = ["out/a/cat_mask.png", "see/a/cat_overlay.jpg", "p/a/cat_probability.png"]
+    assert outputs(find("i", "m"), "out", **more) == expected
+
+
+def test_many_outputs_need_a_folder() -> None:
+    touch("i/cat.jpg", "m/cat.png", "file.png")
+    with pytest.raises(OptionError, match="-o FOLDER"):
+        outputs(find("i", "m"))
+    with pytest.raises(OptionError, match="is a file"):
+        outputs(find("i", "m"), "file.png")
+
+
+def test_an_output_never_replaces_an_input() -> None:
+    touch("cat.png", "cat_mask.png")
+    with pytest.raises(OptionError, match="would replace an input"):
+        outputs(find("cat.png", "cat_mask.png"))
+    with pytest.raises(OptionError, match="would replace an input"):
+        outputs(find("cat.png", "cat_mask.png"), "./cat.png")
+    with pytest.raises(OptionError, match="would replace an input"):
+        outputs(find("cat.png", "cat_mask.png"), "new.png", overlay=Path("cat.png"))
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_an_output_never_replaces_an_input_through_a_link(link) -> None:
+    touch("cat.jpg", "m.png")
+    link("cat.jpg", "linked.png")
+    with pytest.raises(OptionError, match="would replace an input"):
+        outputs(find("cat.jpg", "m.png"), "linked.png")
+
+
+def test_an_output_of_one_pair_never_replaces_an_input_of_another() -> None:
+    touch("m/cat.png", "i/cat.jpg", "m/cat_mask.png", "i/cat_mask.jpg")
+    with pytest.raises(OptionError, match="would replace an input"):
+        outputs(find("i", "m"), "m")
+
+
+def test_two_outputs_never_share_a_name() -> None:
+    touch("cat.jpg", "m.png", "i/dog.jpg", "m/dog.png", "i/dog_im.jpg", "m/dog_seg.png")
+    with pytest.raises(OptionError, match="same name"):
+        outputs(find("cat.jpg", "m.png"), "x.png", overlay=Path("./x.png"))
+    with pytest.raises(OptionError, match="same name"):
+        outputs(find("i", "m"), "out")
+
+
+def test_outputs_of_an_earlier_run_are_no_inputs_without_partner() -> None:
+    touch("i/cat.jpg", "m/cat.png", "m/cat_mask.png")
+    assert with_outputs(find("i", "m"), Path("m")).masks_alone == []
+
+
+def test_the_suffixes_that_pass_are_those_that_are_written() -> None:
+    touch("cat.jpg", "m.png")
+    one = np.ones((1, 1), bool)
+    writers = {
+        "output": (MASK_WRITTEN, lambda path: write_mask(path, one)),
+        "overlay": (OVERLAY_WRITTEN, lambda path: write_image(path, np.zeros((1, 1, 3), np.uint8))),
+        "probability": (PROBABILITY_WRITTEN, lambda path: write_probability(path, one.astype(np.float32))),
+    }
+    for option, (suffixes, write) in writers.items():
+        for suffix in (".jpg", ".jpeg", ".png", ".PNG", ".tif", ".tiff", ".bmp", ".webp", ".npy", ".gif", ""):
+            path = Path(f"new{suffix}")
+            names = {"output": Path("out.png")} | {option: path}
+            if suffix.lower() in suffixes:
+                with_outputs(find("cat.jpg", "m.png"), **names)
+                write(path)
+                path.unlink()
+            else:
+                with pytest.raises(OptionError, match="cannot be written; give a name in"):
+                    with_outputs(find("cat.jpg", "m.png"), **names)
+                with pytest.raises(OptionError):
+                    write(path)
