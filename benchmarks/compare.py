@@ -211,9 +211,9 @@ def peak_resident() -> int:
 def published_weights(image: Pixels, mask: Pixels) -> "dict[str, Tensor]":
     """A checkpoint of the published form, with seeded weights that spread a picture's probabilities over (0, 1).
 
-    Batch norms hold the statistics of the picture reduced, and its logits have mean 0 and deviation 1: with random
-    weights alone values grow from block to block, and a result that is 0 or 1 everywhere is equal to any other. Residual
-    branches are small, as after training: else the network is chaotic, and rounding errors grow from scale to scale.
+    Batch norms hold the statistics of the picture reduced, and its logits have mean 0 and deviation 1/2: with random
+    weights alone values grow from block to block, and a result that is 0 or 1 everywhere is equal to any other.
+    Residual branches are small: else a random network is chaotic, and rounding errors grow from scale to scale.
     """
     import cv2
     import torch
@@ -244,8 +244,8 @@ def published_weights(image: Pixels, mask: Pixels) -> "dict[str, Tensor]":
         logit = network._query(features, q, (x.shape[-2], x.shape[-1]))
         last = network.imnet.layers[-1]
         assert isinstance(last, nn.Linear)
-        last.weight /= logit.std()
-        last.bias.sub_(logit.mean()).div_(logit.std())
+        last.weight /= 2 * logit.std()
+        last.bias.sub_(logit.mean()).div_(2 * logit.std())
     return {f"module.{key}": value for key, value in network.state_dict().items()}
 
 

@@ -148,6 +148,14 @@ Tile = Annotated[
     int | None,
     typer.Option(metavar="PIXELS", help="Side of the tiles; smaller ones need less memory.", rich_help_panel=METHOD),
 ]
+CoarseDecode = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WHERE",
+        help="Decode coarse scales at all pixels (full) or where the next reads (next). Default: the model's.",
+        rich_help_panel=METHOD,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=OUTPUT)]
 
 
@@ -206,6 +214,7 @@ def _refine(
     tile: Tile = None,
     device: Device = None,
     dtype: Dtype = None,
+    coarse_decode: CoarseDecode = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
@@ -218,7 +227,13 @@ def _refine(
     talk = _Talk(as_json, quiet)
     _warn_about_rest(found, talk)
     options = _given(
-        model=model, weights=weights, device=device, dtype=dtype, tile=tile, allow_large=allow_large or None
+        model=model,
+        weights=weights,
+        device=device,
+        dtype=dtype,
+        tile=tile,
+        coarse_decode=coarse_decode,
+        allow_large=allow_large or None,
     )
     todo: list[Pair] = []
     there: list[Pair] = []
@@ -428,6 +443,7 @@ def _evaluate(
     tile: Tile = None,
     device: Device = None,
     dtype: Dtype = None,
+    coarse_decode: CoarseDecode = None,
 ) -> None:
     """Score refined masks against ground truth: a table of IoU and mBA per set."""
     from refine.evaluation import evaluate_command
@@ -440,7 +456,7 @@ def _evaluate(
         dtype=dtype or "auto",
         limit=limit,
         out=out,
-        options=_given(tile=tile),
+        options=_given(tile=tile, coarse_decode=coarse_decode),
     )
 
 
@@ -470,7 +486,7 @@ def _info(as_json: Json = False) -> None:
     import torch
 
     from refine.checkpoint import weights_dir
-    from refine.engine import resolve_device, resolve_dtype
+    from refine.devices import resolve_device, resolve_dtype
     from refine.models import PRESETS
 
     device = resolve_device("auto")

@@ -121,8 +121,8 @@ def test_the_peak_of_a_child_does_not_begin_at_its_parents():
 
 
 def test_patches_take_a_third_of_fusions_memory_and_change_no_latent():
-    network, frame, x = memory.network_and_input(*compare.picture(None, None, 0.05))
-    patched_latent, patched = memory.stage_peaks(network, frame, x, tile=2048, patch=48)
+    network, frame, x = memory.network_and_input(*compare.picture(None, None, 0.03))
+    patched_latent, patched = memory.stage_peaks(network, frame, x, tile=2048, patch=32)
     whole_latent, whole = memory.stage_peaks(network, frame, x, tile=2048, patch=2048)
     assert float(whole_latent.std()) > 0.1
     np.testing.assert_allclose(patched_latent, whole_latent, rtol=0, atol=1e-5)

@@ -443,7 +443,7 @@ def info(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     called: list[bool] = []
     modules = {
         "refine.checkpoint": {"weights_dir": lambda: Path("w")},
-        "refine.engine": {"resolve_device": lambda name: "cpu", "resolve_dtype": lambda name, device: "torch.float32"},
+        "refine.devices": {"resolve_device": lambda name: "cpu", "resolve_dtype": lambda name, device: "torch.float32"},
         "refine.models": {"PRESETS": {"crm-s": None}},
     }
     for name, members in modules.items():

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
 Mask = NDArray[np.bool_]
 Soft = NDArray[np.float32]
@@ -33,7 +34,7 @@ def network_like(truth: Mask, rng: np.random.Generator, *, cell: float | None = 
     if rng.random() < 0.7:
         return (p > 0.5).astype(np.float32)
     sharpness = rng.uniform(3, 12)
-    return (1 / (1 + np.exp(-sharpness * (p - 0.5)))).astype(np.float32)
+    return np.asarray(expit(sharpness * (p - 0.5)), np.float32)
 
 
 def _with_blobs(p: Soft, truth: Mask, rng: np.random.Generator) -> Soft:

@@ -111,7 +111,8 @@ class Crops(Dataset[dict[str, Tensor]]):
         """A window of random scale, mostly centred on the truth's contour; mirrored where it leaves the picture."""
         height, width = truth.shape
         native = max(height, width)
-        longest = float(np.exp(rng.uniform(np.log(240), np.log(min(1.4 * native, 2800)))))
+        largest = min(1.4 * native, 2800)
+        longest = float(np.exp(rng.uniform(np.log(min(240, largest)), np.log(largest))))
         side = max(8, round(self.size * native / longest))  # px of the picture that the window spans
         y, x = int(rng.integers(height)), int(rng.integers(width))
         if rng.random() < 0.9:

@@ -67,12 +67,22 @@ def learning_rate(step: int, recipe: Recipe) -> float:
     return min(rise, max(fall, 0.0))
 
 
-def train(recipe: Recipe, out: Path, *, device: str = "cpu", workers: int = 1, save_seconds: float = 120.0) -> Path:
+def train(
+    recipe: Recipe,
+    out: Path,
+    *,
+    device: str = "cpu",
+    workers: int = 1,
+    save_seconds: float = 120.0,
+    stop_at: int | None = None,
+) -> Path:
     """Train crm-s by ``recipe`` and return the path of the averaged weights, ``out/weights.safetensors``.
 
-    ``out`` holds a checkpoint that a second call with the same folder resumes from, at the step where it was written,
-    and a log of one JSON line every 20 steps. Raises `OptionError` for an impossible recipe, `FileError` for data that
-    cannot be read.
+    ``out`` holds a checkpoint, written every ``save_seconds``, that a second call with the same folder resumes from,
+    and a log of one JSON line every 20 steps. ``stop_at`` ends the call after that step, to be resumed.
+
+    Raises `OptionError` for an impossible recipe, `FileError` for data that cannot be read, `WeightsError` where
+    ``out`` belongs to another recipe.
     """
     if recipe.shares and len(recipe.shares) != len(recipe.data):
         raise OptionError(f"{len(recipe.shares)} shares for {len(recipe.data)} data folders; give one for each")
@@ -97,9 +107,7 @@ def train(recipe: Recipe, out: Path, *, device: str = "cpu", workers: int = 1, s
         ],
         weight_decay=recipe.weight_decay,
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, recipe))
     step = _resume(out / "checkpoint.pt", network, average, optimizer)
-    schedule.last_epoch = step
     loader = DataLoader(
         crops,
         batch_size=recipe.batch,
@@ -136,6 +144,8 @@ def train(recipe: Recipe, out: Path, *, device: str = "cpu", workers: int = 1, s
         if time.monotonic() - saved > save_seconds or step == recipe.steps:
             _store(out, network, average, optimizer, step, recipe)
             saved = time.monotonic()
+        if step == stop_at:
+            break
     return out / "weights.safetensors"
 
 

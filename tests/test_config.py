@@ -1,0 +1,56 @@
+import pytest
+
+from refine.config import Cascade, Options, Spec
+from refine.errors import OptionError, WeightsError
+from refine.models import PRESETS
+
+
+def test_options_are_changed_one_by_one():
+    changed = Options().but(tile=64, keep_scales=True)
+    assert (changed.tile, changed.keep_scales, changed.patch) == (64, True, Options().patch)
+    assert Options().tile != 64
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"decode": "all"}, "decode='all' is unknown; known are dense"),
+        ({"coarse_decode": 1}, "known are full, next"),
+        ({"tile": 31}, "at least 32"),
+        ({"tile": True}, "at least 32"),
+        ({"patch": 64.0}, "at least 32"),
+        ({"padding": 8}, "there is no option 'padding'"),
+    ],
+)
+def test_an_impossible_option_is_refused(change, message):
+    with pytest.raises(OptionError, match=message):
+        Options().but(**change)
+
+
+@pytest.mark.parametrize(
+    ("size", "scales"),
+    [((480, 854), (0.5, 1.0)), ((223, 100), (1.0,)), ((448, 10), (0.5, 1.0)), ((2328, 3492), (0.125, 0.25, 0.5, 1.0))],
+)
+def test_scales_too_small_to_show_an_object_are_left_out(size, scales):
+    assert PRESETS["crm-s"].cascade.at(*size) == scales
+
+
+def test_the_published_cascade_always_runs_all_its_scales():
+    assert PRESETS["crm-r50"].cascade.at(1, 1) == (0.125, 0.25, 0.5, 1.0)
+
+
+def test_a_specification_survives_json():
+    import json
+
+    spec = PRESETS["crm-s"]
+    assert Spec.from_dict(json.loads(json.dumps(spec.as_dict()))) == spec
+
+
+@pytest.mark.parametrize("broken", [{}, {"cascade": {}}, {"cascade": {"scale": [1]}, "model": "crm-s"}, {"cascade": 3}])
+def test_a_broken_specification_is_refused(broken):
+    with pytest.raises(WeightsError, match="specification cannot be read"):
+        Spec.from_dict(broken)
+
+
+def test_the_last_scale_is_never_left_out():
+    assert Cascade(smallest=1000).at(3, 4) == (1.0,)

@@ -1,0 +1,193 @@
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from refine import checkpoint
+from refine.errors import FileError, OptionError, WeightsError
+from refine.metrics import iou
+from refine.models.crm_s import CRMSmall
+from refine.training.__main__ import read_recipe
+from refine.training.coarse import GENERATORS, network_like
+from refine.training.data import Crops, find_pairs
+from refine.training.loop import Recipe, learning_rate, train
+from refine.training.losses import crm_loss, gradient_magnitude
+from refine.training.pretrained import load_mobilenet_v2
+from refine.training.scenes import scene
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    data = tmp_path / "data"
+    data.mkdir()
+    for number in range(3):
+        image, truth = scene(np.random.default_rng(number), 90, 120)
+        cv2.imwrite(str(data / f"{number}_im.jpg"), image[..., ::-1])
+        cv2.imwrite(str(data / f"{number}_gt.png"), 255 * truth.astype(np.uint8))
+    return data
+
+
+def recipe(folder: Path, **changes: object) -> Recipe:
+    return Recipe(**{"data": (str(folder),), "steps": 4, "batch": 2, "crop": 64, "window": 64, **changes})
+
+
+@pytest.mark.parametrize("kind", GENERATORS)
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (37, 64), (200, 160)])
+def test_coarse_masks_have_the_truths_size_and_lie_between_0_and_1(kind, size):
+    for truth in (np.zeros(size, bool), np.ones(size, bool), np.random.default_rng(0).random(size) > 0.5):
+        mask = GENERATORS[kind](truth, np.random.default_rng(1))
+        assert mask.shape == size
+        assert mask.dtype == np.float32
+        assert 0 <= mask.min() <= mask.max() <= 1
+
+
+@pytest.mark.parametrize("kind", GENERATORS)
+def test_coarse_masks_are_wrong_but_near_the_truth_and_reproducible(kind):
+    _, truth = scene(np.random.default_rng(5), 256, 256)
+    masks = [GENERATORS[kind](truth, np.random.default_rng(seed)) for seed in range(12)]
+    quality = [iou(mask > 0.5, truth) for mask in masks]
+    assert 0.4 < np.median(quality) < 0.995
+    np.testing.assert_array_equal(masks[3], GENERATORS[kind](truth, np.random.default_rng(3)))
+
+
+def test_larger_cells_make_coarser_masks():
+    _, truth = scene(np.random.default_rng(5), 256, 256)
+    mean = [
+        np.mean([iou(network_like(truth, np.random.default_rng(s), cell=cell) > 0.5, truth) for s in range(8)])
+        for cell in (3.0, 24.0)
+    ]
+    assert mean[0] > mean[1]
+
+
+def test_pairs_are_found_with_several_truths(folder):
+    (folder / "0_gt.png").rename(folder / "0_gt0.png")
+    (folder / "0_gt1.png").write_bytes((folder / "1_gt.png").read_bytes())
+    assert [pair.truth.name for pair in find_pairs(folder)] == ["0_gt0.png", "0_gt1.png", "1_gt.png", "2_gt.png"]
+
+
+def test_a_folder_without_pairs_is_an_error(tmp_path):
+    with pytest.raises(FileError, match="holds no pairs"):
+        find_pairs(tmp_path)
+
+
+def test_a_crop_depends_on_its_number_alone(folder):
+    def crops() -> Crops:
+        return Crops([find_pairs(folder)], [1.0], size=64, seed=3, scenes=0.3)
+
+    forward, other = crops(), crops()
+    items = [forward[i] for i in range(6)]
+    for i in (4, 0, 5):
+        for name, value in other[i].items():
+            assert torch.equal(value, items[i][name])
+    assert not torch.equal(items[0]["image"], items[1]["image"])
+    assert items[0]["image"].shape == (3, 64, 64)
+    assert set(items[0]["truth"].unique().tolist()) <= {0.0, 1.0}
+
+
+def test_the_loss_is_least_for_the_truth():
+    truth = torch.zeros(1, 1, 16, 16)
+    truth[..., 4:12, 4:12] = 1
+    right = crm_loss(40 * (truth - 0.5), truth)
+    shifted = crm_loss(40 * (truth.roll(1, 3) - 0.5), truth)
+    unsure = crm_loss(torch.zeros_like(truth), truth)
+    assert right < 1e-3
+    assert unsure > 0.5
+    assert shifted > 0.5
+
+
+def test_the_loss_has_a_finite_gradient_where_nothing_varies():
+    logit = torch.zeros(1, 1, 8, 8, requires_grad=True)
+    crm_loss(logit, torch.zeros(1, 1, 8, 8)).backward()
+    assert logit.grad is not None
+    assert logit.grad.isfinite().all()
+
+
+def test_the_gradient_is_sobels():
+    x = np.random.default_rng(0).random((9, 11), np.float32)
+    dx, dy = (cv2.Sobel(x, cv2.CV_32F, *order)[1:-1, 1:-1] / 4 for order in ((1, 0), (0, 1)))
+    found = gradient_magnitude(torch.from_numpy(x)[None, None])[0, 0].numpy()
+    np.testing.assert_allclose(found, np.sqrt(dx**2 + dy**2 + 1e-6), atol=1e-5)
+
+
+def test_the_learning_rate_rises_stays_and_falls():
+    r = Recipe(data=(), steps=100, warmup=10, decay=0.2)
+    rates = [learning_rate(step, r) for step in range(101)]
+    assert rates[0] < rates[5] < rates[9] == rates[80] == 1
+    assert 0 == rates[100] < rates[99] < rates[90] < 1
+
+
+def test_a_run_that_was_killed_ends_as_one_that_was_not(folder, tmp_path):
+    whole = train(recipe(folder), tmp_path / "whole", workers=0)
+    train(recipe(folder), tmp_path / "parts", workers=0, save_seconds=0, stop_at=2)
+    state = torch.load(tmp_path / "parts" / "checkpoint.pt", weights_only=True)
+    assert state["step"] == 2
+    again = train(recipe(folder), tmp_path / "parts", workers=0)
+    expected, found = checkpoint.load(whole), checkpoint.load(again)
+    assert expected.metadata["step"] == found.metadata["step"] == "4"
+    for name, value in expected.state.items():
+        torch.testing.assert_close(found.state[name], value, atol=1e-5, rtol=1e-4)
+
+
+def test_training_learns_and_logs(folder, tmp_path):
+    train(recipe(folder, steps=40, learning_rate=3e-3, warmup=1), tmp_path / "run", workers=0)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [20, 40]
+    assert lines[-1]["fine"] < lines[0]["fine"]
+
+
+def test_the_weights_of_a_run_refine(folder, tmp_path):
+    import refine
+
+    path = train(recipe(folder), tmp_path / "run", workers=0)
+    image, truth = scene(np.random.default_rng(0), 60, 70)
+    assert refine.Refiner(weights=path, device="cpu").refine(image, truth).mask.shape == (60, 70)
+    assert json.loads(checkpoint.load(path).metadata["recipe"])["seed"] == 0
+
+
+def test_shares_must_fit_the_folders(folder, tmp_path):
+    with pytest.raises(OptionError, match="2 shares for 1"):
+        train(recipe(folder, shares=(1.0, 2.0)), tmp_path / "run")
+
+
+def test_a_checkpoint_of_something_else_is_refused(folder, tmp_path):
+    (tmp_path / "run").mkdir()
+    torch.save({"network": {}, "average": {}, "optimizer": {}, "step": 1}, tmp_path / "run" / "checkpoint.pt")
+    with pytest.raises(WeightsError, match="another recipe"):
+        train(recipe(folder), tmp_path / "run", workers=0)
+
+
+def test_pretrained_features_are_mobilenets(shared):
+    network = CRMSmall()
+    load_mobilenet_v2(network.trunk, shared / "pretrained" / "mobilenetv2.npz")
+    first = network.trunk.first[0]
+    with np.load(shared / "pretrained" / "mobilenetv2.npz") as arrays:
+        np.testing.assert_array_equal(first.conv.weight[:, :3].detach(), arrays["Conv1/kernel"].astype(np.float32))
+        last = network.trunk.levels[2][-1].layers[2]
+        np.testing.assert_array_equal(
+            last.conv.weight.detach(), arrays["block_12_project/kernel"].astype(np.float32).reshape(96, 576, 1, 1)
+        )
+    assert (first.conv.weight[:, 3:] == 0).all()
+
+
+def test_missing_pretrained_features_are_an_error(tmp_path):
+    with pytest.raises(WeightsError, match="do not exist"):
+        load_mobilenet_v2(CRMSmall().trunk, tmp_path / "none.npz")
+    np.savez(tmp_path / "odd.npz", a=np.zeros(1))
+    with pytest.raises(WeightsError, match="lack Conv1/kernel"):
+        load_mobilenet_v2(CRMSmall().trunk, tmp_path / "odd.npz")
+
+
+def test_a_recipe_is_read_from_toml(tmp_path):
+    (tmp_path / "recipe.toml").write_text('data = ["a", "b"]\nshares = [1.0, 2.0]\nsteps = 7\n')
+    found = read_recipe(tmp_path / "recipe.toml", tmp_path)
+    assert found == Recipe(data=(str(tmp_path / "a"), str(tmp_path / "b")), shares=(1.0, 2.0), steps=7)
+    (tmp_path / "recipe.toml").write_text('data = ["a"]\nepochs = 7\n')
+    with pytest.raises(OptionError, match="epochs"):
+        read_recipe(tmp_path / "recipe.toml", tmp_path)
+
+
+def test_the_shipped_recipe_is_one():
+    read_recipe(Path(__file__).parents[1] / "weights" / "crm-s.toml", Path())
