@@ -120,8 +120,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     network, frame, x = network_and_input(*picture(None, None, options.megapixels))
-    latent, patched = stage_peaks(network, frame, x, tile=defaults.tile, patch=options.patch)
-    other, whole = stage_peaks(network, frame, x, tile=defaults.tile, patch=max(latent.shape[-2:]))
+    latent, patched = stage_peaks(network, frame, x, tile=network.tile, patch=options.patch)
+    other, whole = stage_peaks(network, frame, x, tile=network.tile, patch=max(latent.shape[-2:]))
     largest = float((latent - other).abs().max())
 
     rows = [["stage", "whole MB", "patched MB", "ratio", "own whole MB", "own patched MB", "ratio"]]

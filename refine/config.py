@@ -24,10 +24,11 @@ class Options:
     """Where the scales before the last are decoded: "full" at every pixel of the picture, as published; "next" only at
     the samples that the next scale reads, 1/64 to 1 of them. None is what the model was trained for."""
 
-    tile: int = 2048
-    """px of scaled image that the encoder takes at once, without its halo; the result does not depend on it."""
+    tile: int | None = None
+    """px of scaled image that the encoder takes at once, without its halo; the result does not depend on it. None is
+    the network's own choice."""
 
-    patch: int = 256
+    patch: int = 128
     """Side, in latent cells, of the windows in which features are fused; the result does not depend on it."""
 
     keep_scales: bool = False
@@ -40,8 +41,7 @@ class Options:
         _one_of("decode", self.decode, DECODES)
         if self.coarse_decode is not None:
             _one_of("coarse_decode", self.coarse_decode, COARSE_DECODES)
-        for name in ("tile", "patch"):
-            value = getattr(self, name)
+        for name, value in (("tile", 32 if self.tile is None else self.tile), ("patch", self.patch)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 32:
                 raise OptionError(f"{name}={value!r} is not possible; give a whole number of at least 32")
 

@@ -1,9 +1,11 @@
 """Where a model runs, in which arithmetic, and what memory it took there."""
 
+import re
 import resource
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -55,5 +57,15 @@ def peak_memory(device: torch.device) -> Iterator[Callable[[], int]]:
         torch.cuda.reset_peak_memory_stats(device)
         yield lambda: torch.cuda.max_memory_allocated(device)
     else:
-        unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
-        yield lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        yield _peak_resident_set
+
+
+def _peak_resident_set() -> int:
+    """Bytes. On Linux the high-water mark of this process; getrusage's survives exec and begins at the parent's."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+        if found:
+            return int(found[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

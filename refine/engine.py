@@ -106,7 +106,9 @@ class Refiner:
         for scale, size, following in zip(scales, sizes, (*sizes[1:], None), strict=True):
             started = self._now()
             x = frame.input(size, mask)
-            latent = latent_of(self.network, x, dtype=self.dtype, tile=options.tile, patch=options.patch)
+            latent = latent_of(
+                self.network, x, dtype=self.dtype, tile=options.tile or self.network.tile, patch=options.patch
+            )
             encoded = self._now()
             grid = self._grid(frame, size, following, options)
             p = probabilities(self.network, latent, grid, frame.guide(grid.shape, x) if self.network.guided else None)

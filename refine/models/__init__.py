@@ -23,6 +23,8 @@ class Network(Protocol):
     halo: int
     """px of input around a latent cell that it depends on; a multiple of ``window``."""
     latent_channels: int
+    tile: int
+    """px of input to encode at once unless told otherwise: a good trade of halos against memory."""
     neighbours: int
     """How often the MLP is evaluated for a query."""
     guided: bool

@@ -128,6 +128,7 @@ class CRMResNet50(nn.Module):
     stride = 2  # px of network input for one latent cell
     window = 8  # origins of encoder tiles are multiples of this many px
     latent_channels = 32
+    tile = 2048  # px of input that make about 2 GB of features in float32
     neighbours = 4  # cells that the MLP is evaluated for at a query
     guided = False  # a query reads the latent alone
 

@@ -102,6 +102,7 @@ class CRMSmall(nn.Module):
     stride: Final = 2
     window: Final = 32
     guided: Final = True
+    tile: Final = 4096  # px of input that make about 2 GB of features in bfloat16
     neighbours: Final = 1  # cells are interpolated before the MLP, which runs once a query
     # How far a latent cell sees. Every 3x3 convolution adds its input's stride, every enlargement its coarse cell, and
     # the asymmetric padding of strided convolutions draws it all to the right and down: 362 px at most, as
