@@ -1,6 +1,7 @@
 """Options of a refiner and the specification that rebuilds one: frozen, checked once, explained field by field."""
 
 from dataclasses import asdict, dataclass, fields, replace
+from numbers import Integral
 from typing import Any, Final, Self
 
 from refine.errors import OptionError, WeightsError
@@ -42,8 +43,11 @@ class Options:
         if self.coarse_decode is not None:
             _one_of("coarse_decode", self.coarse_decode, COARSE_DECODES)
         for name, value in (("tile", 32 if self.tile is None else self.tile), ("patch", self.patch)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 32:
+            if not isinstance(value, Integral) or isinstance(value, bool) or value < 32:
                 raise OptionError(f"{name}={value!r} is not possible; give a whole number of at least 32")
+        for name in ("keep_scales", "allow_large"):
+            if not isinstance(getattr(self, name), bool):
+                raise OptionError(f"{name}={getattr(self, name)!r} is not possible; give True or False")
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -79,6 +83,9 @@ class Cascade:
 
     coarse_decode: str = "full"
     """Default of the option of that name."""
+
+    empty: float = 1.0
+    """px; a mask with less foreground than this in all is taken for empty, as published. 0: only one without any."""
 
     def at(self, height: int, width: int) -> tuple[float, ...]:
         """The scales to run for a picture of this size."""

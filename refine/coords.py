@@ -82,6 +82,15 @@ def corner_aligned(source: int, target: int, start: int, stop: int) -> tuple[Ten
     return lower, upper, (position - lower).clamp_(0, 1)
 
 
+def interpolated(x: Tensor, dim: int, low: Tensor, high: Tensor, weight: Tensor) -> Tensor:
+    """``x`` at positions between its samples ``low`` and ``high`` along ``dim``; ``weight`` is that of ``high``."""
+    shape = [1] * x.ndim
+    shape[dim] = -1
+    low, high = low.to(x.device), high.to(x.device)
+    weight = weight.to(x.device, x.dtype).view(shape)
+    return torch.lerp(x.index_select(dim, low), x.index_select(dim, high), weight)
+
+
 @dataclass(frozen=True)
 class LerpAxis:
     """One axis of a query grid, read by linear interpolation between a feature map's cells at pixel centres.
@@ -132,10 +141,7 @@ class LerpAxis:
 
     def interpolate(self, x: Tensor, dim: int) -> Tensor:
         """``x`` interpolated along ``dim``, in its dtype."""
-        shape = [1] * x.ndim
-        shape[dim] = -1
-        low, high = x.index_select(dim, self.low), x.index_select(dim, self.high)
-        return torch.lerp(low, high, self.fraction.to(x.dtype).view(shape))
+        return interpolated(x, dim, self.low, self.high, self.fraction)
 
 
 @dataclass(frozen=True)
@@ -143,14 +149,13 @@ class Samples:
     """What reducing an axis with its corners kept in place reads of it (identity g), and how.
 
     positions: (k,) int64, the pixels read, rising; low, high: (n,) int64, where a sample's two pixels stand in
-    ``positions``; weight: (n,) float32, of ``high``; nearest: (n,) int64, the pixel nearest to a sample.
+    ``positions``; weight: (n,) float32, of ``high``.
     """
 
     positions: Tensor
     low: Tensor
     high: Tensor
     weight: Tensor
-    nearest: Tensor
 
     @classmethod
     def of(cls, source: int, target: int) -> "Samples":
@@ -162,15 +167,11 @@ class Samples:
             low=torch.searchsorted(positions, lower),
             high=torch.searchsorted(positions, upper),
             weight=weight,
-            nearest=torch.where(weight < 0.5, lower, upper),
         )
 
     def reduce(self, x: Tensor, dim: int) -> Tensor:
         """``x``, given at ``positions`` along ``dim``, at the samples."""
-        shape = [1] * x.ndim
-        shape[dim] = -1
-        low, high = (x.index_select(dim, index.to(x.device)) for index in (self.low, self.high))
-        return torch.lerp(low, high, self.weight.to(x.device).view(shape))
+        return interpolated(x, dim, self.low, self.high, self.weight)
 
 
 Axis = EnsembleAxis | LerpAxis

@@ -1,7 +1,6 @@
 """Where a model runs, in which arithmetic, and what memory it took there."""
 
 import re
-import resource
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -47,7 +46,9 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def _multiplies_bfloat16() -> bool:
-    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+    # Torch has no public question for this yet; a release without these two answers no.
+    answers = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
+    return any(bool(answer()) for answer in answers if answer)
 
 
 @contextmanager
@@ -67,5 +68,7 @@ def _peak_resident_set() -> int:
         found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
         if found:
             return int(found[1]) * 1024
+    import resource  # not on Windows
+
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

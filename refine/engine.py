@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from refine.config import Options
 from refine.decode import probabilities
@@ -35,7 +36,7 @@ class _Outcome:
     probability: NDArray[np.float32]
     kept: dict[float, NDArray[np.float32]] = field(default_factory=dict)
     reports: list[ScaleReport] = field(default_factory=list)
-    warnings: tuple[str, ...] = ()
+    warnings: list[str] = field(default_factory=list)
 
 
 class Refiner:
@@ -77,10 +78,12 @@ class Refiner:
         Raises `InputError` for arrays, `FileError` for files, `OptionError` for options that cannot be used.
         """
         chosen = self.options.but(**options)
-        pair = prepare(image, coarse_mask, allow_large=chosen.allow_large)
         with torch.inference_mode(), peak_memory(self.device) as peak:
             started = self._now()
-            outcome = self._cascade(Frame(pair, self.spec.cascade, self.device), chosen)
+            pair = prepare(image, coarse_mask, allow_large=chosen.allow_large)
+            frame = Frame(pair, self.spec.cascade, self.device)
+            prepared = self._now()
+            outcome = self._cascade(frame, chosen)
             seconds = self._now() - started
         report = Report(
             model=self.spec.model,
@@ -88,35 +91,36 @@ class Refiner:
             device=str(self.device),
             dtype=str(self.dtype).removeprefix("torch."),
             size=outcome.probability.shape,
+            prepare_seconds=prepared - started,
             scales=tuple(outcome.reports),
             seconds=seconds,
             peak_memory=peak(),
             options=chosen.as_dict(),
-            warnings=outcome.warnings,
+            warnings=tuple(outcome.warnings),
         )
         return Refined.of(outcome.probability, report, scales=outcome.kept)
 
     def _cascade(self, frame: Frame, options: Options) -> _Outcome:
-        mask, outcome = frame.mask, _Outcome(frame.coarse)
+        mask, outcome = frame.mask, _Outcome(np.zeros(frame.original, np.float32))
         if frame.is_empty((mask + 1) / 2):
-            outcome.warnings = ("the coarse mask is all background; it is returned as it is",)
+            outcome.warnings.append("the coarse mask is all background, and so is the result")
             return outcome
         scales = self.spec.cascade.at(*frame.original)
         sizes = [frame.scaled(scale) for scale in scales]
         for scale, size, following in zip(scales, sizes, (*sizes[1:], None), strict=True):
             started = self._now()
             x = frame.input(size, mask)
-            latent = latent_of(
-                self.network, x, dtype=self.dtype, tile=options.tile or self.network.tile, patch=options.patch
-            )
+            tile = options.tile or self.network.tile
+            latent = latent_of(self.network, x, dtype=self.dtype, tile=tile, patch=options.patch)
             encoded = self._now()
             grid = self._grid(frame, size, following, options)
-            p = probabilities(self.network, latent, grid, frame.guide(grid.shape, x) if self.network.guided else None)
-            if not grid.complete and float(p.sum()) < 1:  # too little of the picture to tell whether all of it is empty
+            p = self._queried(frame, latent, grid, x)
+            if grid.samples and frame.may_be_empty(p):  # too little is known to tell whether the whole mask is empty
                 grid = dense(self.network, frame.size, size)
-                p = probabilities(self.network, latent, grid, None)
-            if grid.complete and frame.is_empty(p):
+                p = self._queried(frame, latent, grid, x)
+            if not grid.samples and frame.is_empty(p):
                 p = torch.zeros_like(p)
+                outcome.warnings.append(f"nothing of the mask was left at scale {scale:g}")
             mask = grid.mask(p)
             decoded = self._now()
             outcome.reports.append(ScaleReport(scale, size, encoded - started, decoded - encoded, p.numel(), 0))
@@ -124,6 +128,10 @@ class Refiner:
                 outcome.kept[scale] = frame.cut(p)
         outcome.probability = frame.cut(p)
         return outcome
+
+    def _queried(self, frame: Frame, latent: Tensor, grid: Grid, x: Tensor) -> Tensor:
+        guide = frame.guide(grid.shape, x) if self.network.guided else None
+        return probabilities(self.network, latent, grid, guide)
 
     def _grid(self, frame: Frame, size: tuple[int, int], following: tuple[int, int] | None, options: Options) -> Grid:
         """The pixels to decode at a scale of ``size``: those that the scale of size ``following`` reads, or all."""
@@ -165,6 +173,7 @@ def run(
     """
     stamp = None if weights is None or not Path(weights).exists() else Path(weights).stat().st_mtime_ns
     key = (model, weights, stamp, device, dtype)
+    Options().but(**options)  # a misspelt one is told before weights are loaded
     with _keeping:
         if key not in _kept:
             refiner = Refiner(model, weights=weights, device=device, dtype=dtype)

@@ -28,6 +28,7 @@ class Frame:
         mask = np.pad(pair.mask, border, mode="reflect") if cascade.pad else pair.mask
         self.mask: Tensor = self._tensor(mask) * 2 - 1  # (H, W) in [-1, 1], border included
         self.size: tuple[int, int] = mask.shape
+        self._last: Tensor | None = None
 
     def scaled(self, scale: float) -> tuple[int, int]:
         """Size (h, w) of the padded picture at ``scale``; halves are rounded to even."""
@@ -46,8 +47,16 @@ class Frame:
         return torch.cat((self._picture(size), mask), 1)
 
     def is_empty(self, p: Tensor) -> bool:
-        """Whether probabilities on a grid over the picture come to less than one pixel of it: sum(mask + 1) < 2."""
-        return float(p.sum()) * (self.size[0] * self.size[1] / p.numel()) < 1
+        """Whether probabilities on a grid over the picture come to less foreground than counts.
+
+        As published sum(mask + 1) < 2, which is less than one pixel.
+        """
+        foreground = float(p.sum()) * (self.size[0] * self.size[1] / p.numel())
+        return foreground < self.cascade.empty or foreground == 0
+
+    def may_be_empty(self, p: Tensor) -> bool:
+        """Whether probabilities at some of the pixels leave it open that all come to less foreground than counts."""
+        return float(p.sum()) < self.cascade.empty
 
     def cut(self, p: Tensor) -> NDArray[np.float32]:
         """Probabilities (n, m) over the frame without its border, (H, W); enlarged first if on a coarser grid."""
@@ -57,6 +66,12 @@ class Frame:
         return np.ascontiguousarray(p[pad : pad + height, pad : pad + width].float().cpu().numpy())
 
     def _picture(self, size: tuple[int, int]) -> Tensor:
+        """The picture at ``size``; a guide's is kept, since it is the next scale's."""
+        if self._last is None or self._last.shape[-2:] != size:
+            self._last = self._normalised(size)
+        return self._last
+
+    def _normalised(self, size: tuple[int, int]) -> Tensor:
         if self.cascade.resize == "area":
             image = self._image
             if size != self.size:

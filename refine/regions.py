@@ -12,7 +12,7 @@ from refine.models import Network
 class Grid:
     """Rows x columns of queries.
 
-    complete: every pixel of the picture, or of the next scale, is among them; else just those that ``samples`` reads.
+    samples: how the next scale reads the mask from them, where they are not all pixels of the picture or of that scale.
     """
 
     rows: Axis
@@ -22,10 +22,6 @@ class Grid:
     @property
     def shape(self) -> tuple[int, int]:
         return len(self.rows), len(self.columns)
-
-    @property
-    def complete(self) -> bool:
-        return self.samples is None
 
     def mask(self, p: Tensor) -> Tensor:
         """The mask in [-1, 1] that the next scale reads, of probabilities (n, m) at the queries."""

@@ -45,6 +45,8 @@ class Report:
     """The type of the network's arithmetic; coordinates are always float32."""
     size: tuple[int, int]
     """(H, W) of the picture, in pixels."""
+    prepare_seconds: float
+    """Reading, checking, enlarging and padding the input."""
     scales: tuple[ScaleReport, ...]
     """The steps in the order they ran."""
     seconds: float

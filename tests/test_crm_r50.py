@@ -181,7 +181,7 @@ def test_half_precision_stays_close(network, folded, dtype):
 
 def test_every_parameter_learns():
     torch.manual_seed(0)
-    network = CRMResNet50(**CRMResNet50().spec).train()
+    network = CRMResNet50().train()
     logit = network.decode(
         network.fuse(network.encode(torch.randn(2, 4, 48, 40))), *map(axis_tables, (48, 40), (24, 20))
     )
@@ -193,7 +193,6 @@ def test_every_parameter_learns():
 
 def test_guidance_adds_channels():
     network = CRMResNet50(in_channels=7)
-    assert network.spec == {"in_channels": 7}
     assert network.feats.conv1.weight.shape == (64, 7, 7, 7)
 
 

@@ -8,10 +8,14 @@ import torch
 from PIL import Image
 
 import refine
+import refine.metrics
+import refine.prepare
 from benchmarks import fixtures
 from refine import checkpoint
 from refine.errors import OptionError, WeightsError
 from refine.models import PRESETS, build
+from refine.training.coarse import network_like
+from refine.training.scenes import scene
 
 needs_fixtures = pytest.mark.skipif(
     fixtures.folder() is None, reason="the parity fixtures are not part of a plain clone"
@@ -42,6 +46,12 @@ def lively_weights(model: str, path: Path) -> Path:
 def refiner(request, tmp_path_factory) -> refine.Refiner:
     path = lively_weights(request.param, tmp_path_factory.mktemp("weights") / "lively.safetensors")
     return refine.Refiner(request.param, weights=path, device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def shipped() -> refine.Refiner:
+    """The default model with the weights that ship."""
+    return refine.Refiner(device="cpu", dtype="float32")
 
 
 def pair(height: int, width: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -92,12 +102,61 @@ def test_every_size_is_refined_and_comes_back(refiner, size):
     np.testing.assert_array_equal(refined.mask, refined.probability > 0.5)
 
 
-def test_an_empty_mask_is_returned_with_a_warning(refiner):
-    image, _ = pair(40, 50)
-    refined = refiner.refine(image, np.zeros((40, 50), bool))
+@pytest.mark.parametrize("size", [(1, 1), (40, 50)])
+def test_an_empty_mask_is_returned_with_a_warning(refiner, size):
+    image, _ = pair(*size)
+    refined = refiner.refine(image, np.zeros(size, bool))
     assert not refined.mask.any()
     assert "background" in refined.report.warnings[0]
     assert refined.report.scales == ()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 70), (70, 1), (33, 31), (129, 300)])
+def test_an_all_foreground_mask_stays_so(shipped, size):
+    image = np.full((*size, 3), 90, np.uint8)
+    assert shipped.refine(image, np.ones(size, bool)).mask.all()
+
+
+def test_a_small_object_survives_all_scales(shipped):
+    image = np.full((1000, 1200, 3), 60, np.uint8)
+    mask = np.zeros((1000, 1200), bool)
+    mask[500:512, 600:612] = True
+    image[mask] = 220
+    refined = shipped.refine(image, mask)
+    assert refine.metrics.iou(refined.mask, mask) > 0.5
+
+
+def test_a_mirrored_picture_gives_the_mirrored_mask(shipped):
+    image, truth = scene(np.random.default_rng(3), 256, 320)
+    coarse = network_like(truth, np.random.default_rng(0), cell=8.0)
+    one = shipped.refine(image, coarse).mask
+    other = shipped.refine(image[:, ::-1], coarse[:, ::-1]).mask[:, ::-1]
+    assert refine.metrics.iou(one, other) > 0.97
+
+
+def test_a_perfect_mask_stays_nearly_so(shipped):
+    image, truth = scene(np.random.default_rng(3), 256, 320)
+    assert refine.metrics.iou(shipped.refine(image, truth).mask, truth) > 0.97
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_keeps_the_quality(shipped, dtype):
+    half = refine.Refiner(device="cpu", dtype=dtype)
+    for seed in range(3):
+        image, truth = scene(np.random.default_rng(seed), 200, 260)
+        coarse = network_like(truth, np.random.default_rng(seed), cell=8.0)
+        masks = [refiner.refine(image, coarse).mask for refiner in (shipped, half)]
+        ious = [refine.metrics.iou(mask, truth) for mask in masks]
+        assert abs(ious[0] - ious[1]) < 0.002
+
+
+def test_the_real_photograph_is_refined(shared):
+    folder = shared / "data" / "demo"
+    refined = refine.run(folder / "aeroplane_im.jpg", folder / "aeroplane_seg.png", device="cpu")
+    coarse = refine.prepare.as_mask(folder / "aeroplane_seg.png", (2328, 3492)) > 0.5
+    assert refined.mask.shape == (2328, 3492)
+    assert [s.scale for s in refined.report.scales] == [0.125, 0.25, 0.5, 1.0]
+    assert 0.8 < refine.metrics.iou(refined.mask, coarse) < 0.999
 
 
 def test_the_report_says_what_ran(refiner):

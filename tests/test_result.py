@@ -19,6 +19,7 @@ def report(**changes):
         "device": "cpu",
         "dtype": "bfloat16",
         "size": (2328, 3492),
+        "prepare_seconds": 0.5,
         "scales": (ScaleReport(0.125, (291, 437), 0.25, 0.5, 127_167, 0), ScaleReport(1, (2328, 3492), 2, 1, 9, 8)),
         "seconds": 4.2,
         "peak_memory": 1_900_000_000,

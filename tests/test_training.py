@@ -121,7 +121,7 @@ def test_the_learning_rate_rises_stays_and_falls():
 
 def test_a_run_that_was_killed_ends_as_one_that_was_not(folder, tmp_path):
     whole = train(recipe(folder), tmp_path / "whole", workers=0)
-    train(recipe(folder), tmp_path / "parts", workers=0, save_seconds=0, stop_at=2)
+    train(recipe(folder), tmp_path / "parts", workers=0, stop_at=2)
     state = torch.load(tmp_path / "parts" / "checkpoint.pt", weights_only=True)
     assert state["step"] == 2
     again = train(recipe(folder), tmp_path / "parts", workers=0)
@@ -147,16 +147,40 @@ def test_the_weights_of_a_run_refine(folder, tmp_path):
     assert json.loads(checkpoint.load(path).metadata["recipe"])["seed"] == 0
 
 
-def test_shares_must_fit_the_folders(folder, tmp_path):
-    with pytest.raises(OptionError, match="2 shares for 1"):
-        train(recipe(folder, shares=(1.0, 2.0)), tmp_path / "run")
-
-
-def test_a_checkpoint_of_something_else_is_refused(folder, tmp_path):
-    (tmp_path / "run").mkdir()
-    torch.save({"network": {}, "average": {}, "optimizer": {}, "step": 1}, tmp_path / "run" / "checkpoint.pt")
+def test_a_run_is_never_resumed_by_another_recipe(folder, tmp_path):
+    train(recipe(folder, steps=2), tmp_path / "run", workers=0)
     with pytest.raises(WeightsError, match="another recipe"):
-        train(recipe(folder), tmp_path / "run", workers=0)
+        train(recipe(folder, seed=9), tmp_path / "run", workers=0)
+    longer = train(recipe(folder, steps=3), tmp_path / "run", workers=0)
+    assert checkpoint.load(longer).metadata["step"] == "3"
+
+
+def test_a_damaged_checkpoint_is_refused(folder, tmp_path):
+    path = tmp_path / "run" / "checkpoint.pt"
+    train(recipe(folder, steps=1), path.parent, workers=0)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(WeightsError, match="damaged"):
+        train(recipe(folder), path.parent, workers=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"window": 96, "crop": 64}, "crop is a multiple of 64"),
+        ({"crop": 63, "window": 32}, "crop is a multiple of 64"),
+        ({"batch": 0}, "batch=0"),
+        ({"steps": 0}, "steps=0"),
+        ({"shares": (1.0, 2.0)}, "2 shares for 1"),
+    ],
+)
+def test_an_impossible_recipe_is_refused(folder, change, message):
+    with pytest.raises(OptionError, match=message):
+        recipe(folder, **change)
+
+
+def test_an_unknown_device_is_refused(folder, tmp_path):
+    with pytest.raises(OptionError, match="device='tpu'"):
+        train(recipe(folder), tmp_path / "run", device="tpu")
 
 
 def test_pretrained_features_are_mobilenets(shared):

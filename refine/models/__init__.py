@@ -71,6 +71,7 @@ PRESETS: Final[dict[str, Spec]] = {
             std=(1.0, 1.0, 1.0),
             resize="area",
             coarse_decode="next",
+            empty=0.0,
         ),
     ),
     "crm-r50": Spec(model="crm-r50", network="CRMResNet50", arguments={"in_channels": 4}, cascade=Cascade()),

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.resnet import Bottleneck
 
-from refine.coords import EnsembleAxis, axis_tables, corner_aligned
+from refine.coords import EnsembleAxis, axis_tables, corner_aligned, interpolated
 from refine.tiles import Window
 
 Taps = tuple[Tensor, Tensor, Tensor]
@@ -124,7 +124,6 @@ class CRMResNet50(nn.Module):
     in_channels: 4 for RGB and the mask; guidance adds channels.
     """
 
-    name = "crm-r50"
     stride = 2  # px of network input for one latent cell
     window = 8  # origins of encoder tiles are multiples of this many px
     latent_channels = 32
@@ -142,11 +141,6 @@ class CRMResNet50(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         self.halo = _halo(self.feats, self.window)
-
-    @property
-    def spec(self) -> dict[str, Any]:
-        """Keyword arguments that rebuild this network."""
-        return {"in_channels": self.in_channels}
 
     @property
     def decoder(self) -> nn.Sequential:
@@ -277,9 +271,7 @@ def _enlarge(x: Tensor, source: Pair, target: Pair, rows: Pair, cols: Pair, orig
         lower, upper, weight = corner_aligned(n, m, start, stop)
         begin, end = int(lower[0]), int(upper[-1]) + 1
         x = x.narrow(dim, begin - first, end - begin)
-        lower, upper = (lower - begin).to(x.device), (upper - begin).to(x.device)
-        weight = weight.to(x.device, x.dtype).view(-1, *(1,) * (3 - dim))
-        x = torch.lerp(x.index_select(dim, lower), x.index_select(dim, upper), weight)
+        x = interpolated(x, dim, lower - begin, upper - begin, weight)
     return x
 
 

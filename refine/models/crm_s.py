@@ -96,7 +96,7 @@ def mask_logit(mask: Tensor) -> Tensor:
 class CRMSmall(nn.Module):
     """The small implicit refiner.
 
-    Input channels are RGB in [0, 1] and the mask in [-1, 1], last; sizes are multiples of `window`.
+    Input channels are RGB in [0, 1] and the mask in [-1, 1], last.
     """
 
     stride: Final = 2

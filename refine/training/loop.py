@@ -10,13 +10,17 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Sampler
 
 from refine.checkpoint import save
+from refine.devices import resolve_device
 from refine.errors import OptionError, WeightsError
 from refine.io import write_atomic
 from refine.models import preset
@@ -45,6 +49,18 @@ class Recipe:
     ema: float = 0.998  # of the averaged weights that are kept
     seed: int = 0
     pretrained: str = ""  # mobilenetv2.npz
+
+    def __post_init__(self) -> None:
+        if self.shares and len(self.shares) != len(self.data):
+            raise OptionError(f"{len(self.shares)} shares for {len(self.data)} data folders; give one for each")
+        for name in ("steps", "batch", "crop", "window"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise OptionError(f"{name}={getattr(self, name)!r} is not possible; give a whole number above 0")
+        if self.crop % 64 or self.window % 32 or self.window > self.crop:
+            raise OptionError(
+                f"crop={self.crop}, window={self.window} are not possible; the crop is a multiple of 64 px, the window "
+                "one of 32 px and no larger"
+            )
 
 
 class _Numbers(Sampler[int]):
@@ -84,69 +100,121 @@ def train(
     Raises `OptionError` for an impossible recipe, `FileError` for data that cannot be read, `WeightsError` where
     ``out`` belongs to another recipe.
     """
-    if recipe.shares and len(recipe.shares) != len(recipe.data):
-        raise OptionError(f"{len(recipe.shares)} shares for {len(recipe.data)} data folders; give one for each")
+    device = str(resolve_device(device))
     out.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(recipe.seed)
     groups = [find_pairs(Path(folder)) for folder in recipe.data]
     shares = recipe.shares or (1.0,) * len(groups)
     crops = Crops(groups, shares, size=recipe.crop, seed=recipe.seed, scenes=recipe.scenes)
-    network = CRMSmall(**preset("crm-s").arguments)
-    if recipe.pretrained:
-        load_mobilenet_v2(network.trunk, Path(recipe.pretrained))
-    network = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    average = torch.optim.swa_utils.AveragedModel(
-        network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(recipe.ema), use_buffers=True
-    )
-    trunk = list(network.trunk.parameters())
-    known = {id(p) for p in trunk}
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for p in network.parameters() if id(p) not in known], "lr": recipe.learning_rate},
-            {"params": trunk, "lr": recipe.learning_rate * (recipe.trunk_factor if recipe.pretrained else 1.0)},
-        ],
-        weight_decay=recipe.weight_decay,
-    )
-    step = _resume(out / "checkpoint.pt", network, average, optimizer)
+    run = _Run.begin(recipe, device)
+    run.resume(out / "checkpoint.pt")
     loader = DataLoader(
         crops,
         batch_size=recipe.batch,
-        sampler=_Numbers(step * recipe.batch, recipe.steps * recipe.batch),
+        sampler=_Numbers(run.step * recipe.batch, recipe.steps * recipe.batch),
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         worker_init_fn=_one_thread,
     )
     choices = torch.Generator()
     saved = logged = time.monotonic()
-    total = {"coarse": 0.0, "fine": 0.0}
-    network.train()
+    seen: list[dict[str, float]] = []
+    run.network.train()
     for batch in loader:
-        choices.manual_seed(recipe.seed * 1_000_003 + step)
-        for group, rate in zip(
-            optimizer.param_groups, (1.0, recipe.trunk_factor if recipe.pretrained else 1.0), strict=True
-        ):
-            group["lr"] = recipe.learning_rate * rate * learning_rate(step, recipe)
-        losses = _losses(network, {k: v.to(device) for k, v in batch.items()}, recipe, choices)
-        optimizer.zero_grad(set_to_none=True)
+        choices.manual_seed(recipe.seed * 1_000_003 + run.step)
+        for group in run.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * learning_rate(run.step, recipe)
+        losses = _losses(run.network, {k: v.to(device) for k, v in batch.items()}, recipe, choices)
+        run.optimizer.zero_grad(set_to_none=True)
         sum(losses.values(), torch.zeros((), device=device)).backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        average.update_parameters(network)
-        step += 1
-        for name, value in losses.items():
-            total[name] += float(value.detach())
-        if step % 20 == 0:
-            now = time.monotonic()
-            line = {"step": step, **{k: round(v / 20, 5) for k, v in total.items()}, "seconds": round(now - logged, 2)}
+        nn.utils.clip_grad_norm_(run.network.parameters(), 1.0)
+        run.optimizer.step()
+        run.average.update_parameters(run.network)
+        run.step += 1
+        seen.append({name: float(value.detach()) for name, value in losses.items()})
+        if run.step % 20 == 0:
+            means = {name: round(sum(each[name] for each in seen) / len(seen), 5) for name in losses}
+            line = {"step": run.step, **means, "seconds": round(time.monotonic() - logged, 2)}
             with (out / "log.jsonl").open("a") as log:
                 log.write(json.dumps(line) + "\n")
-            logged, total = now, dict.fromkeys(total, 0.0)
-        if time.monotonic() - saved > save_seconds or step == recipe.steps:
-            _store(out, network, average, optimizer, step, recipe)
+            logged, seen = time.monotonic(), []
+        last = run.step in (stop_at, recipe.steps)
+        if last or time.monotonic() - saved > save_seconds:
+            run.store(out, recipe)
             saved = time.monotonic()
-        if step == stop_at:
+        if last:
             break
     return out / "weights.safetensors"
+
+
+@dataclass
+class _Run:
+    """What training changes, on disk as ``checkpoint.pt``."""
+
+    network: CRMSmall
+    average: AveragedModel
+    optimizer: torch.optim.Optimizer
+    recipe: str
+    step: int = 0
+
+    @classmethod
+    def begin(cls, recipe: Recipe, device: str) -> Self:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            network = CRMSmall(**preset("crm-s").arguments)
+        factor = 1.0
+        if recipe.pretrained:
+            load_mobilenet_v2(network.trunk, Path(recipe.pretrained))
+            factor = recipe.trunk_factor
+        network = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
+        trunk = {id(p) for p in network.trunk.parameters()}
+        groups = [
+            {"params": [p for p in network.parameters() if (id(p) in trunk) == inside], "initial_lr": rate}
+            for inside, rate in ((False, recipe.learning_rate), (True, recipe.learning_rate * factor))
+        ]
+        optimizer = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
+        return cls(network, average, optimizer, _lasting(recipe))
+
+    def store(self, out: Path, recipe: Recipe) -> None:
+        """Write the averaged weights, then the checkpoint, each whole or not at all."""
+        save(
+            out / "weights.safetensors",
+            self.average.module.state_dict(),
+            spec=preset("crm-s").as_dict(),
+            metadata={"recipe": json.dumps(asdict(recipe)), "step": str(self.step)},
+        )
+        state = {
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "recipe": self.recipe,
+            "step": self.step,
+        }
+        write_atomic(out / "checkpoint.pt", lambda file: torch.save(state, file))
+
+    def resume(self, path: Path) -> None:
+        """Go on from a checkpoint, if there is one."""
+        if not path.exists():
+            return
+        try:
+            state = torch.load(path, weights_only=True)
+            if state["recipe"] != self.recipe:
+                raise WeightsError(
+                    f"{path} belongs to another recipe: {state['recipe']}, not {self.recipe}; train into a new folder"
+                )
+            self.network.load_state_dict(state["network"])
+            self.average.load_state_dict(state["average"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step = int(state["step"])
+        except (KeyError, RuntimeError, ValueError, EOFError, UnpicklingError) as error:
+            raise WeightsError(f"{path} is damaged ({error}); delete it to begin anew") from error
+
+
+def _lasting(recipe: Recipe) -> str:
+    """What may not change between the parts of a run: everything but where it ends and where its data lies."""
+    values = asdict(recipe) | {"data": [Path(folder).name for folder in recipe.data]}
+    values["pretrained"] = Path(recipe.pretrained).name
+    return json.dumps({k: v for k, v in values.items() if k not in ("steps", "decay")})
 
 
 def _losses(network: CRMSmall, batch: dict[str, Tensor], recipe: Recipe, choices: torch.Generator) -> dict[str, Tensor]:
@@ -180,38 +248,3 @@ def _one_thread(worker: int) -> None:
 
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
-
-
-def _store(
-    out: Path, network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, step: int, recipe: Recipe
-) -> None:
-    """Write the averaged weights, then the checkpoint, each whole or not at all."""
-    assert isinstance(average.module, nn.Module)
-    averaged = average.module.state_dict()
-    save(
-        out / "weights.safetensors",
-        averaged,
-        spec=preset("crm-s").as_dict(),
-        metadata={"recipe": json.dumps(asdict(recipe)), "step": str(step)},
-    )
-    state = {
-        "network": network.state_dict(),
-        "average": average.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "step": step,
-    }
-    write_atomic(out / "checkpoint.pt", lambda file: torch.save(state, file))
-
-
-def _resume(path: Path, network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Load the checkpoint, if there is one, and return its step."""
-    if not path.exists():
-        return 0
-    state = torch.load(path, weights_only=True)
-    try:
-        network.load_state_dict(state["network"])
-        average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-    except (KeyError, RuntimeError, ValueError) as error:
-        raise WeightsError(f"{path} belongs to another recipe ({error}); train into a new folder") from error
-    return int(state["step"])
