@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 PathLike = str | os.PathLike[str]
 _SHOWN = 4
+_GIVE = "give a file (weights=..., --weights FILE)"
 _NAMES = ("name", "model", "file", "sha256", "bytes", "licence", "data")
 
 
@@ -116,10 +117,10 @@ def find(name: str) -> Path:
     entries = {entry.name: entry for entry in manifest()}
     if name not in entries:
         known = ", ".join(entries) or "none"
-        raise WeightsError(f"no weights named {name!r} ship with refine ({known} do); give a file with weights=")
+        raise WeightsError(f"no weights named {name!r} ship with refine ({known} do); {_GIVE}")
     entry = entries[name]
     if not entry.path.is_file():
-        raise WeightsError(f"{entry.path}: the weights {name!r} are missing; reinstall refine")
+        raise WeightsError(f"{entry.path}: the weights {name!r} are missing; reinstall refine, or {_GIVE}")
     size = entry.path.stat().st_size
     if size != entry.bytes:
         raise WeightsError(f"{entry.path}: damaged, {size} bytes where {entry.bytes} are listed; reinstall refine")
@@ -154,7 +155,7 @@ def save(
 def load(path: PathLike) -> Loaded:
     """Tensors, spec and SHA-256 of a safetensors file or of a published checkpoint (`.pth`), told apart by content.
 
-    A checkpoint is a state dict or {"state_dict": ...}; `module.` before its keys is cut off.
+    A checkpoint is a state dict or {"state_dict": ...}; its keys are as stored, see `published_state`.
 
     Raises:
         WeightsError: the file is missing, truncated, no checkpoint, or needs pickle to run code.
@@ -201,23 +202,25 @@ def _spec(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
 
 
 def _published(path: Path) -> "dict[str, Tensor]":
-    import pickle
-
     import torch
 
     try:
+        with path.open("rb") as file:
+            head = file.read(2)
         with warnings.catch_warnings(action="ignore"):  # torch doubts formats that it then reads or refuses
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "GLOBAL" in str(error):
+    except MemoryError:
+        raise
+    except Exception as error:  # the unpickler takes any bytes for instructions and raises whatever comes of them
+        # A text may begin with the letter of an instruction too; what torch saves is a zip or a pickle of protocol 2.
+        if head.startswith((b"PK", b"\x80")) and re.search("GLOBAL |unsupported class", str(error)):
             raise WeightsError(
                 f"{path}: holds Python objects that only unpickling could load, which may run code; "
                 "save its state dict alone"
             ) from error
-        raise WeightsError(f"{path}: not a checkpoint; give a safetensors file or a published .pth") from error
-    except (RuntimeError, ValueError, EOFError, OSError, KeyError, AttributeError, IndexError, TypeError) as error:
         raise WeightsError(
-            f"{path}: not a whole checkpoint ({type(error).__name__}); give a safetensors file or a published .pth"
+            f"{path}: not a checkpoint, or not a whole one ({type(error).__name__}); give a safetensors file or a "
+            "published .pth"
         ) from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
@@ -226,7 +229,7 @@ def _published(path: Path) -> "dict[str, Tensor]":
     odd = [str(key) for key, value in content.items() if not (isinstance(key, str) and isinstance(value, torch.Tensor))]
     if odd:
         raise WeightsError(f"{path}: {_listed(odd)} are no named tensors; a state dict of tensors is wanted")
-    return {key.removeprefix("module."): value for key, value in content.items()}
+    return dict(content)
 
 
 def published_state(state: "Mapping[str, Tensor]", expected: Iterable[str] | None = None) -> "dict[str, Tensor]":

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from refine.errors import FileError, OptionError, RefineError, WeightsError
+import refine
+from refine.errors import OptionError, RefineError, WeightsError
 from refine.pairs import Found, Pair, find_pairs, with_outputs
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ EXAMPLES = [
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """`refine-cli`: exits with 0, 1 (a file failed), 2 (wrong usage) or 130 (interrupted)."""
+    """`refine-cli`: exits with 0, 1 (a file failed), 2 (wrong usage or weights) or 130 (interrupted)."""
     arguments = sys.argv[1:] if arguments is None else arguments
     command = typer.main.get_command(app)
     try:
@@ -53,6 +54,11 @@ class _Group(TyperGroup):
     """Takes the first word for a command if it is the name of one, else for the main job's IMAGE."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        for before, word in zip(["", *args], args, strict=False):
+            if not word or (word.startswith("--") and word.endswith("=")):
+                option = word.rstrip("=") or (before if before.startswith("-") and before != "--" else "")
+                given = f"the value of {option} is" if option else "a file's or folder's name is"
+                raise UsageError(f"{given} empty; give a name, or leave the word out")
         return super().parse_args(ctx, self._routed(ctx, args))
 
     def _routed(self, ctx: Any, args: list[str]) -> list[str]:
@@ -70,7 +76,7 @@ class _Group(TyperGroup):
             return super().invoke(ctx)
         except RefineError as error:
             _stderr(f"error: {_one_line(error)}")
-            raise typer.Exit(2 if isinstance(error, OptionError) else 1) from error
+            raise typer.Exit(2 if isinstance(error, OptionError | WeightsError) else 1) from error
         except KeyboardInterrupt as interrupt:
             _stderr("interrupted")
             raise typer.Exit(130) from interrupt
@@ -124,7 +130,7 @@ def _all_commands() -> None:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print(f"{PROGRAM} {_installed('refine-masks')}")
+        print(f"{PROGRAM} {refine.__version__}")
         raise typer.Exit()
 
 
@@ -219,7 +225,7 @@ def _refine(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    from refine.io import IMAGE_SUFFIXES, MASK_SUFFIXES
+    from refine.io import IMAGE_SUFFIXES, MASK_SUFFIXES, check_folder
 
     exclude = [path for path in (out, overlay, probability) if path is not None]
     found = find_pairs(image, mask, image_suffixes=IMAGE_SUFFIXES, mask_suffixes=MASK_SUFFIXES, exclude=exclude)
@@ -244,19 +250,15 @@ def _refine(
     if missing:
         talk.failed(missing[0], f"no such file: {str(missing[0])!r}", pair=todo[0])
         raise typer.Exit(1)
+    for folder in sorted({path.parent for pair in todo for path in pair.outputs}):
+        check_folder(folder)
     for image_path, reason in found.ambiguous:
         talk.failed(image_path, reason)
     for pair in there:
         talk.skipped(pair)
     done = 0
-    try:
-        if todo:
-            from refine import Refiner
-
-            done = _refine_all(Refiner(**options), todo, many=found.many, talk=talk)
-    except WeightsError as error:
-        talk.error(_one_line(error))
-        raise typer.Exit(2) from error
+    if todo:
+        done = _refine_all(refine.Refiner(**options), todo, many=found.many, talk=talk)
     failed = len(found.ambiguous) + len(todo) - done
     if found.many:
         talk.note(f"{done} refined, {len(there)} skipped, {failed} failed")
@@ -297,13 +299,14 @@ def _refine_all(refiner: Refiner, pairs: list[Pair], *, many: bool, talk: _Talk)
 
 def _refine_one(refiner: Refiner, pair: Pair) -> Refined:
     refined = refiner.refine(pair.image, pair.mask)
-    refined.save(pair.output)
+    # The mask comes last: where it is, all that was asked for is.
     if pair.overlay is not None:
         from refine.io import write_image
 
         write_image(pair.overlay, refined.overlay(pair.image))
     if pair.probability is not None:
         refined.save_probability(pair.probability)
+    refined.save(pair.output)
     return refined
 
 
@@ -417,6 +420,9 @@ def _weights_import(
     destination = file.with_suffix(".safetensors") if out is None else out
     if destination.exists() and file.exists() and os.path.samefile(file, destination):
         raise OptionError(f"the output {str(destination)!r} would replace the checkpoint; choose another one with -o")
+    from refine.io import check_folder
+
+    check_folder(destination.parent)
     from refine.loading import import_published
 
     import_published(file, destination, model=model)
@@ -472,8 +478,9 @@ def _demo(
     as_json: Json = False,
 ) -> None:
     """Refine a generated 4k scene; print accuracy before and after, time and memory."""
-    if out.exists() and not out.is_dir():
-        raise FileError(f"{str(out)!r} is a file; give a folder")
+    from refine.io import check_folder
+
+    check_folder(out)
     from refine.demo import run_demo
 
     figures = run_demo(out, model=model or "crm-s", device=device or "auto", dtype=dtype or "auto", seed=seed)
@@ -494,7 +501,7 @@ def _info(as_json: Json = False) -> None:
     if torch.backends.mps.is_available():
         devices.append("mps")
     facts = {
-        "refine": _installed("refine-masks"),
+        "refine": refine.__version__,
         "python": platform.python_version(),
         **{name: _installed(name) for name in ("torch", "numpy", "numba")},
         "opencv": _installed("opencv-python"),

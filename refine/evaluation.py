@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from refine.errors import FileError, InputError, OptionError
-from refine.io import read_mask, write_image
+from refine.io import IMAGE_SUFFIXES, check_folder, read_mask, write_atomic, write_image
 from refine.metrics import intersection_and_union, mean_boundary_accuracy, pooled_iou
+from refine.pairs import MASK_ENDING, TRUTH_ENDING, big_images
 from refine.prepare import as_image, as_mask
 
 Mask = NDArray[np.bool_]  # (H, W)
@@ -87,7 +88,7 @@ def find_sets(folders: Iterable[Path]) -> list[Path]:
         if not folder.is_dir():
             raise FileError(f"no folder {str(folder)!r}; give folders of *_im.*, *_gt.png and *_seg.png")
         candidates = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
-        sets = [path for path in candidates if any(path.glob("*_im.*"))]
+        sets = [path for path in candidates if big_images(path, IMAGE_SUFFIXES)]
         if not sets:
             raise FileError(f"no *_im.* in {str(folder)!r} or its sub-folders; give folders of BIG's layout")
         found += sets
@@ -96,10 +97,10 @@ def find_sets(folders: Iterable[Path]) -> list[Path]:
 
 def find_items(folder: Path) -> list[Item]:
     """The pictures of a set by name. Raises FileError where there is none, or a truth or coarse mask is missing."""
-    items = []
-    for image in sorted(folder.glob("*_im.*")):
-        name = image.stem.removesuffix("_im")
-        items.append(Item(name, image, folder / f"{name}_gt.png", folder / f"{name}_seg.png"))
+    items = [
+        Item(name, image, folder / f"{name}{TRUTH_ENDING}.png", folder / f"{name}{MASK_ENDING}.png")
+        for name, image in big_images(folder, IMAGE_SUFFIXES)
+    ]
     if not items:
         raise FileError(f"no *_im.* in {str(folder)!r}; give a folder of *_im.*, *_gt.png and *_seg.png")
     missing = [path.name for item in items for path in (item.truth, item.coarse) if not path.is_file()]
@@ -246,6 +247,8 @@ def evaluate_command(
     sets = find_sets(data)
     for folder in sets:
         find_items(folder)  # all that is missing shows before the work
+    if out is not None:
+        check_folder(out)
     refiner = Refiner(model=model, weights=weights, device=device, dtype=dtype, **options)
     masks: dict[Path, tuple[NDArray[np.uint8], tuple[int, ...]]] = {}  # a bit a pixel
 
@@ -259,7 +262,6 @@ def evaluate_command(
     print(table(rows))
     if out is None:
         return rows
-    out.mkdir(parents=True, exist_ok=True)
     _write_text(out / "items.jsonl", "".join(json.dumps(row.as_dict()) + "\n" for row in rows))
     _write_text(out / "table.md", table(rows) + "\n")
     for name in dict.fromkeys(row.set for row in rows):
@@ -280,9 +282,7 @@ def evaluate_command(
 
 def _write_text(path: Path, text: str) -> None:
     """Whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    write_atomic(path, lambda file: file.write(text.encode()))
 
 
 # Sheets: the whole picture, then crops before and after and the truth

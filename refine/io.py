@@ -13,6 +13,7 @@ import os
 import secrets
 import stat
 import struct
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -41,10 +42,11 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".
 MASK_SUFFIXES = IMAGE_SUFFIXES | {".npy"}
 """Suffixes (lower case) of the files that :func:`read_mask` reads."""
 
-_FORMATS = "JPEG, PNG, TIFF, BMP or WebP"
+_FORMATS = {"image": "JPEG, PNG, TIFF, BMP or WebP", "mask": "JPEG, PNG, TIFF, BMP, WebP or .npy"}
 _ARRAYS = "a path, a PIL image or a numpy array"
 # Size, bits, compression, colours, orientation, strips, samples, planes, predictor, palette, tiles, alpha, format.
 _TIFF_TAGS = frozenset({256, 257, 258, 259, 262, 273, 274, 277, 278, 279, 284, 317, 320, 322, 323, 324, 325, 338, 339})
+_LONGEST_SIDE = {".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383}  # px; libjpeg's and WebP's limits
 _PNG_LEVEL = 3  # of 9: pictures of tens of megapixels should not take longer to write than to refine
 
 # tifffile logs every oddity of a damaged file; without a handler Python prints them beside our one-line error.
@@ -174,7 +176,7 @@ def _palette_values(indices: NDArray[np.uint8], palette: NDArray[np.uint8], name
         return indices
     raise InputError(
         f"{name}: a label map ({len(used)} labels of a coloured palette: {_some(used)}); accepted is a binary or grey "
-        "mask; pick one class, as in mask == label"
+        "mask; pick one class, as in mask == label, or, if it is a soft mask, save it as grey or as floats in [0, 1]"
     )
 
 
@@ -191,8 +193,10 @@ class _Raster:
 
 def _raster(source: Source, kind: str, allow_large: bool) -> tuple[_Raster, str]:
     """Samples of a path or PIL image, and the name under which messages speak of it."""
+    formats = _FORMATS[kind]
     if isinstance(source, Image.Image):
-        return _pillow_raster(source, kind, allow_large), kind
+        with _decoding(kind, formats):
+            return _pillow_raster(source, kind, allow_large), kind
     try:
         path = Path(os.fsdecode(source))
     except TypeError:
@@ -203,43 +207,43 @@ def _raster(source: Source, kind: str, allow_large: bool) -> tuple[_Raster, str]
         message = f"{kind}: given a {given.__module__}.{given.__qualname__}; accepted are {_ARRAYS}; {remedy}"
         raise InputError(message) from None
     name = str(path)
-    with _open(path, name) as file:
+    with _open(path, name, formats) as file:
         head = file.read(32)
         file.seek(0)
-        with _decoding(name):
+        with _decoding(name, formats):
             if head.startswith(b"\x93NUMPY") and kind == "mask":
                 return _Raster(_read_npy(path, name, allow_large)), name
             if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
                 return _tiff_raster(file, name, allow_large), name
             if head.startswith(b"\x89PNG\r\n\x1a\n"):
                 _check_png_is_whole(file, name)
-            return _pillow_raster(_pillow(file, head, name), name, allow_large, file, head), name
+            return _pillow_raster(_pillow(file, head, name, formats), name, allow_large, file, head), name
 
 
 @contextmanager
-def _open(path: Path, name: str) -> Iterator[BinaryIO]:
+def _open(path: Path, name: str, formats: str) -> Iterator[BinaryIO]:
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
-            raise FileError(f"{name}: is a folder; accepted is one file ({_FORMATS}); give a file inside it")
+            raise FileError(f"{name}: is a folder; accepted is one file ({formats}); give a file inside it")
         if not stat.S_ISREG(mode):
-            raise FileError(f"{name}: is no regular file; accepted is one file ({_FORMATS}); save it to a file first")
+            raise FileError(f"{name}: is no regular file; accepted is one file ({formats}); save it to a file first")
         file = path.open("rb")
     except FileNotFoundError:
-        raise FileError(f"{name}: no such file; give an existing file ({_FORMATS})") from None
+        raise FileError(f"{name}: no such file; give an existing file ({formats})") from None
     except RefineError:
         raise
     except (OSError, ValueError) as error:
         reason = (isinstance(error, OSError) and error.strerror) or error
-        raise FileError(f"{name}: cannot be opened ({reason}); give a readable file ({_FORMATS})") from error
+        raise FileError(f"{name}: cannot be opened ({reason}); give a readable file ({formats})") from error
     with file:
         if path.stat().st_size == 0:
-            raise FileError(f"{name}: is empty (0 bytes); give a complete file ({_FORMATS})")
+            raise FileError(f"{name}: is empty (0 bytes); give a complete file ({formats})")
         yield file
 
 
 @contextmanager
-def _decoding(name: str) -> Iterator[None]:
+def _decoding(name: str, formats: str) -> Iterator[None]:
     """Turns whatever a decoder raises into one line."""
     try:
         yield
@@ -247,7 +251,7 @@ def _decoding(name: str) -> Iterator[None]:
         raise
     except Exception as error:  # decoders raise anything on damaged data: struct.error, SyntaxError, IndexError, ...
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-        raise FileError(f"{name}: truncated or damaged ({reason}); give a complete file ({_FORMATS})") from error
+        raise FileError(f"{name}: truncated or damaged ({reason}); give a complete file ({formats})") from error
 
 
 def _check_size(width: int, height: int, name: str, allow_large: bool) -> None:
@@ -260,7 +264,7 @@ def _check_size(width: int, height: int, name: str, allow_large: bool) -> None:
         )
 
 
-def _pillow(file: BinaryIO, head: bytes, name: str) -> Image.Image:
+def _pillow(file: BinaryIO, head: bytes, name: str, formats: str) -> Image.Image:
     """The file behind Pillow's lazy image: header read, nothing decoded.
 
     The format's own class is called rather than ``Image.open``: that one applies ``Image.MAX_IMAGE_PIXELS``, a global
@@ -277,34 +281,33 @@ def _pillow(file: BinaryIO, head: bytes, name: str) -> Image.Image:
             return WebPImagePlugin.WebPImageFile(file)
         except Image.DecompressionBombError:  # this class alone checks the global by itself (Pillow 13)
             raise FileError(f"{name}: a WebP too large for Pillow; save it as PNG or TIFF") from None
-    raise FileError(f"{name}: of an unknown format; accepted are {_FORMATS}; convert it to one of them")
+    raise FileError(f"{name}: of an unknown format; accepted are {formats}; convert it to one of them")
 
 
 def _pillow_raster(
     picture: Image.Image, name: str, allow_large: bool, file: BinaryIO | None = None, head: bytes = b""
 ) -> _Raster:
     _check_size(*picture.size, name, allow_large)
-    with _decoding(name):
-        picture.load()
-        orientation = _orientation(picture)
-        if file is not None and head.startswith(b"\x89PNG") and head[24] == 16:  # Pillow drops the low byte of colours
-            file.seek(0)
-            return _Raster(_oriented(imagecodecs.png_decode(file.read()), orientation))
-        palette = None
-        if picture.mode in ("P", "PA"):
-            colours = np.asarray(picture.getpalette("RGB") or [], np.uint8).reshape(-1, 3)[:256]
-            palette = np.zeros((256, 3), np.uint8)
-            palette[: len(colours)] = colours
-        elif picture.mode in ("CMYK", "YCbCr", "HSV", "RGBX"):
-            picture = picture.convert("RGB")
-        elif picture.mode in ("RGBa", "La"):  # premultiplied
-            picture = picture.convert(picture.mode.upper())
-        elif picture.mode not in ("1", "L", "LA", "RGB", "RGBA", "I", "F") and not picture.mode.startswith("I;16"):
-            raise FileError(f"{name}: colour mode {picture.mode} is not accepted; convert it to RGB or grey")
-        samples = np.asarray(picture)
-        if picture.mode == "PA":
-            samples = samples[..., 0]
-        return _Raster(_oriented(samples, orientation), palette)
+    picture.load()
+    orientation = _orientation(picture)
+    if file is not None and head.startswith(b"\x89PNG") and head[24] == 16:  # Pillow drops the low byte of colours
+        file.seek(0)
+        return _Raster(_oriented(imagecodecs.png_decode(file.read()), orientation))
+    palette = None
+    if picture.mode in ("P", "PA"):
+        colours = np.asarray(picture.getpalette("RGB") or [], np.uint8).reshape(-1, 3)[:256]
+        palette = np.zeros((256, 3), np.uint8)
+        palette[: len(colours)] = colours
+    elif picture.mode in ("CMYK", "YCbCr", "HSV", "RGBX"):
+        picture = picture.convert("RGB")
+    elif picture.mode in ("RGBa", "La"):  # premultiplied
+        picture = picture.convert(picture.mode.upper())
+    elif picture.mode not in ("1", "L", "LA", "RGB", "RGBA", "I", "F") and not picture.mode.startswith("I;16"):
+        raise FileError(f"{name}: colour mode {picture.mode} is not accepted; convert it to RGB or grey")
+    samples = np.asarray(picture)
+    if picture.mode == "PA":
+        samples = samples[..., 0]
+    return _Raster(_oriented(samples, orientation), palette)
 
 
 def _orientation(picture: Image.Image) -> int:
@@ -463,6 +466,25 @@ def write_image(path: PathLike, rgb: NDArray[np.uint8]) -> None:
     _write_pixels(path, suffix, rgb)
 
 
+def check_folder(folder: PathLike) -> None:
+    """Checks that files can be written into a folder, which need not exist yet; nothing is left behind.
+
+    Raises FileError: it is no folder, its parent is none, or nothing can be written there.
+    """
+    name = os.fspath(folder)
+    place = Path(os.path.realpath(folder))
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir():
+        raise FileError(f"{name}: cannot be made, {str(place)!r} is a file; give a folder that can be written to")
+    try:
+        with tempfile.TemporaryFile(dir=place):  # permission bits do not tell of a mount that is read-only
+            pass
+    except OSError as error:
+        message = f"{name}: nothing can be written there ({error.strerror or error}); give another folder"
+        raise FileError(message) from error
+
+
 def write_atomic(path: PathLike, write: Callable[[BinaryIO], object]) -> None:
     """Calls ``write`` with a temporary file beside ``path`` and moves it over ``path`` when ``write`` returns.
 
@@ -520,13 +542,12 @@ def _write_pixels(path: PathLike, suffix: str, samples: Array) -> None:
         ".jpeg": {"format": "JPEG", "quality": 95},
     }
 
-    def write(file: BinaryIO) -> None:
-        try:
-            Image.fromarray(np.ascontiguousarray(samples)).save(file, **formats[suffix])
-        except ValueError as error:  # WebP ends at 16383 pixels a side
-            height, width = samples.shape[:2]
-            raise FileError(
-                f"{os.fspath(path)}: {width} x {height} cannot be written as {suffix} ({error}); give .png or .tif"
-            ) from error
-
-    write_atomic(path, write)
+    height, width = samples.shape[:2]
+    longest = _LONGEST_SIDE.get(suffix)
+    if longest is not None and max(height, width) > longest:
+        raise FileError(
+            f"{os.fspath(path)}: {width} x {height} cannot be written as {suffix}, whose sides end at {longest} px; "
+            "give .png or .tif"
+        )
+    picture = Image.fromarray(np.ascontiguousarray(samples))
+    write_atomic(path, lambda file: picture.save(file, **formats[suffix]))

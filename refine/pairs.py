@@ -11,8 +11,10 @@ from pathlib import Path, PurePath
 
 from refine.errors import FileError, OptionError
 
-# BIG's names: the image is <name>_im.jpg, its coarse mask <name>_seg.png.
-IMAGE_ENDING, MASK_ENDING = "_im", "_seg"
+# BIG's names: the image is <name>_im.jpg, its coarse mask <name>_seg.png, the truth <name>_gt.png.
+IMAGE_ENDING, MASK_ENDING, TRUTH_ENDING = "_im", "_seg", "_gt"
+
+OUTPUT_ENDING = "_mask.png"  # of a refined mask that is named after its image
 
 # As `refine.io` writes them; a wrong suffix is told before the work and not after it.
 MASK_WRITTEN = (".png", ".tif", ".tiff")
@@ -60,7 +62,9 @@ def find_pairs(
 
     Folders are searched recursively and images and masks matched within the same sub-folder: by stem (`cat.jpg`,
     `cat.png`) or by BIG's names. Folders in `exclude` (the outputs' own) are not searched. Two single files are taken
-    as they are. Raises OptionError where the two do not go together, FileError where many files hold no pair.
+    as they are. A picture named like an output, `<name>_mask.png`, is left out where `<name>` is an image, unless an
+    image and a mask of that name go together. Raises OptionError where the two do not go together, FileError where
+    many files hold no pair.
     """
     kinds = {_kind(image), _kind(mask) if mask is not None else _kind(image)}
     if mask is None and kinds != {"folder"}:
@@ -80,9 +84,10 @@ def find_pairs(
     images = _group(image, image_suffixes, closed)
     masks = _group(mask, mask_suffixes, closed)
     if one_folder:
-        images = {key: paths for key, paths in images.items() if _is_big(key, IMAGE_ENDING)}
-        masks = {key: paths for key, paths in masks.items() if _is_big(key, MASK_ENDING)}
-    found = _match(images, masks)
+        images = {key: paths for key, paths in images.items() if _is_big(key[1], IMAGE_ENDING)}
+        masks = {key: paths for key, paths in masks.items() if _is_big(key[1], MASK_ENDING)}
+    names = {(folder, _name(stem)) for folder, stem in images} | set(images)
+    found = _match(_without_outputs(images, masks, names), _without_outputs(masks, images, names))
     if not found.pairs and not found.ambiguous:
         raise FileError(
             f"no image and mask belong together: {_count(images, 'image')} in {image!r}, {_count(masks, 'mask')} in"
@@ -121,6 +126,12 @@ def with_outputs(
     )
 
 
+def big_images(folder: Path, suffixes: Collection[str]) -> list[tuple[str, Path]]:
+    """(name, path) of every image of BIG's layout in a folder, sub-folders not searched, sorted by path."""
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes and path.name[0] != ".")
+    return [(_name(path.stem), path) for path in paths if _is_big(path.stem, IMAGE_ENDING)]
+
+
 Key = tuple[PurePath, str]  # the sub-folder under the folder searched, and the stem
 
 
@@ -153,8 +164,30 @@ def _walk(root: Path, closed: Iterable[Path]) -> Iterator[Path]:
         yield from (Path(folder, file) for file in files if file[0] != ".")
 
 
-def _is_big(key: Key, ending: str) -> bool:
-    return key[1].endswith(ending) and len(key[1]) > len(ending)
+def _is_big(stem: str, ending: str) -> bool:
+    return stem.endswith(ending) and len(stem) > len(ending)
+
+
+def _name(stem: str) -> str:
+    """An image's stem without BIG's ending."""
+    return stem.removesuffix(IMAGE_ENDING) if _is_big(stem, IMAGE_ENDING) else stem
+
+
+def _without_outputs(
+    groups: dict[Key, list[Path]], partners: dict[Key, list[Path]], names: Collection[Key]
+) -> dict[Key, list[Path]]:
+    """`groups` without what an earlier run wrote among them: `<name>_mask.png` where an image is called `<name>`.
+
+    It stays where it is the only one of its stem and has a partner: then it may be an input, which is never lost.
+    """
+    kept: dict[Key, list[Path]] = {}
+    for (folder, stem), paths in groups.items():
+        for path in paths:
+            ours = path.name.endswith(OUTPUT_ENDING) and (folder, path.name.removesuffix(OUTPUT_ENDING)) in names
+            partner = any(other != path for other in partners.get((folder, stem), ()))
+            if not ours or (partner and len(paths) == 1):
+                kept.setdefault((folder, stem), []).append(path)
+    return kept
 
 
 def _match(images: dict[Key, list[Path]], masks: dict[Key, list[Path]]) -> Found:
@@ -164,8 +197,8 @@ def _match(images: dict[Key, list[Path]], masks: dict[Key, list[Path]]) -> Found
     for key, paths in images.items():
         folder, stem = key
         candidates = list(masks.get(key, ()))
-        if _is_big(key, IMAGE_ENDING):
-            candidates += masks.get((folder, stem.removesuffix(IMAGE_ENDING) + MASK_ENDING), ())
+        if _is_big(stem, IMAGE_ENDING):
+            candidates += masks.get((folder, _name(stem) + MASK_ENDING), ())
         for image in paths:
             masks_of[image], folder_of[image] = [mask for mask in candidates if mask != image], folder
             for mask in masks_of[image]:
@@ -189,16 +222,14 @@ def _match(images: dict[Key, list[Path]], masks: dict[Key, list[Path]]) -> Found
 
 
 def _pair(image: Path, mask: Path, folder: PurePath) -> Pair:
-    name = image.stem
-    if _is_big((folder, name), IMAGE_ENDING) and mask.stem == name.removesuffix(IMAGE_ENDING) + MASK_ENDING:
-        name = name.removesuffix(IMAGE_ENDING)
-    return Pair(image, mask, folder / name)
+    big = _is_big(image.stem, IMAGE_ENDING) and mask.stem == _name(image.stem) + MASK_ENDING
+    return Pair(image, mask, folder / (_name(image.stem) if big else image.stem))
 
 
 def _named(pair: Pair, output: Path | None, overlay: Path | None, probability: Path | None) -> Pair:
     folder = pair.mask.parent if output is None else output
     if output is None or output.is_dir():
-        output = folder / f"{pair.name}_mask.png"
+        output = folder / f"{pair.name}{OUTPUT_ENDING}"
     files = ((output, MASK_WRITTEN), (overlay, OVERLAY_WRITTEN), (probability, PROBABILITY_WRITTEN))
     for path, suffixes in files:
         if path is not None and path.is_dir():
@@ -217,7 +248,7 @@ def _named_in_folders(pair: Pair, output: Path | None, overlay: Path | None, pro
             raise OptionError(f"{str(path)!r} is a file; for many images give a folder")
     return replace(
         pair,
-        output=output / f"{pair.name}_mask.png",
+        output=output / f"{pair.name}{OUTPUT_ENDING}",
         overlay=None if overlay is None else overlay / f"{pair.name}_overlay.jpg",
         probability=None if probability is None else probability / f"{pair.name}_probability.png",
     )

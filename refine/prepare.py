@@ -64,9 +64,17 @@ def as_mask(mask: NDArray[Any] | Source, size: tuple[int, int], *, allow_large: 
     * uint16 above 255: value / 65535;
     * floats: as they are; they must lie in [0, 1].
 
-    Label maps are refused. An integer mask is taken for one if its highest value is above 1 and below half of its full
-    scale (128 of 255, 32768 of 65535), or if it reaches 255, has at most 32 distinct values, and those strictly between
-    0 and 255 exist and are all below 64 (class ids, and 255 for "void").
+    Label maps are refused. With the full scale F that the values are divided by (255, or 65535), and calling values
+    strictly between 0 and F interior, an integer mask above 1 is taken for a label map if one of these holds:
+
+    * its highest value is below half of F (128 of 255, 32768 of 65535);
+    * it reaches F = 255, has at most 32 distinct values, and its interior ones exist and are all below 64 (class ids,
+      and 255 for "void");
+    * it has 2 to 64 distinct interior values, and at least 90 % of its interior pixels are flat: equal to the pixel on
+      their right and to the pixel below, of which those outside the mask do not count.
+
+    So a trimap {0, 128, 255} is soft, and so is a mask that was blurred, enlarged or predicted. A soft mask that is
+    flat all the same can be given as floats.
 
     The mask has the picture's size, or is smaller with the same aspect: some factor f takes each of the picture's sides
     to within one pixel of the mask's. A smaller one is enlarged bilinearly at pixel centres and stays soft.
@@ -136,14 +144,15 @@ def _unit_range(values: NDArray[Any], name: str) -> NDArray[np.float32]:
     if lowest < 0 or highest > scale:
         raise InputError(
             f"{name}: {values.dtype} values {lowest}..{highest}; accepted are {_VALUES}; if these are labels, pick one "
-            "class, as in mask == label"
+            "class, as in mask == label; if it is a soft mask, pass it as floats (mask divided by its full scale)"
         )
     if highest <= 1:
         return values.astype(np.float32)
     labels = _labels(values, highest, scale)
     if labels is not None:
         raise InputError(
-            f"{name}: a label map (values {labels}); accepted are {_VALUES}; pick one class, as in mask == label"
+            f"{name}: a label map (values {labels}); accepted are {_VALUES}; pick one class, as in mask == label, or, "
+            f"if it is a soft mask, pass mask / {scale} as floats (.npy or a float TIFF for a file)"
         )
     soft = values.astype(np.float32)
     soft /= np.float32(scale)
@@ -152,15 +161,25 @@ def _unit_range(values: NDArray[Any], name: str) -> NDArray[np.float32]:
 
 def _labels(values: NDArray[Any], highest: int, scale: int) -> str | None:
     """The values of an integer mask that is a label map by the rule of :func:`as_mask`, else None."""
-    if scale == 65535:
-        return f"up to {highest} of 65535" if highest < 32768 else None
-    counts = cv2.calcHist([np.ascontiguousarray(values, np.uint8)], [0], None, [256], [0, 256])
-    seen = np.flatnonzero(counts)
-    between = seen[(seen > 0) & (seen < 255)]
+    if scale == 65535 and highest < 32768:
+        return f"up to {highest} of 65535"
+    values = np.ascontiguousarray(values, np.uint8 if scale == 255 else np.uint16)
+    seen = np.flatnonzero(cv2.calcHist([values], [0], None, [scale + 1], [0, scale + 1]))
+    between = seen[(seen > 0) & (seen < scale)]
+    low = highest < 128
     void = highest == 255 and len(seen) <= 32 and len(between) > 0 and between[-1] < 64
-    if highest >= 128 and not void:
+    if not (low or void or (2 <= len(between) <= 64 and _is_flat(values, scale))):
         return None
     return ", ".join(str(v) for v in seen[:6].tolist()) + (f", ... {highest}" if len(seen) > 6 else "")
+
+
+def _is_flat(values: NDArray[Any], scale: int) -> bool:
+    """Whether 90 % of the pixels strictly between 0 and ``scale`` equal their right and lower neighbours."""
+    interior = (values > 0) & (values < scale)
+    total = np.count_nonzero(interior)
+    interior[:, :-1] &= values[:, :-1] == values[:, 1:]
+    interior[:-1] &= values[:-1] == values[1:]
+    return bool(10 * np.count_nonzero(interior) >= 9 * total)
 
 
 def _unit_floats(values: NDArray[Any], name: str) -> NDArray[np.float32]:

@@ -85,7 +85,7 @@ def test_a_published_checkpoint_is_loaded(tmp_path, state, wrapped, prefix, lega
     path = tmp_path / "crm.pth"
     torch.save({"state_dict": content} if wrapped else content, path, _use_new_zipfile_serialization=not legacy)
     loaded = checkpoint.load(path)
-    assert same(loaded.state, state)
+    assert same(checkpoint.published_state(loaded.state), state)
     assert loaded.spec is None
 
 
@@ -128,6 +128,26 @@ def test_a_truncated_file_is_refused(tmp_path, state, name, kept):
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * kept)])
     with pytest.raises(WeightsError, match=r"whole|not a checkpoint"):
+        checkpoint.load(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "hello world\n",
+        "GLOBAL warming\n",
+        "# a recipe\nmodel: crm-s\n",
+        "model = 3\n",
+        "config.model\nnetwork\n",  # its first letter is the instruction that imports a class
+        "version https://git-lfs.github.com/spec/v1\n",
+        "<html>Unsupported GLOBAL</html>",
+        "\x89PNG\r\n\x1a\n",
+    ],
+)
+def test_a_text_is_not_said_to_hold_python_objects(tmp_path, text):
+    path = tmp_path / "w.pth"
+    path.write_bytes(text.encode("latin1"))
+    with pytest.raises(WeightsError, match=r"w\.pth: not a checkpoint, or not a whole one"):
         checkpoint.load(path)
 
 
@@ -213,7 +233,7 @@ def test_every_shipped_file_is_whole():
 def test_without_a_manifest_nothing_ships(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "weights_dir", lambda: tmp_path)
     assert checkpoint.manifest() == []
-    with pytest.raises(WeightsError, match="no weights named 'crm-s' ship"):
+    with pytest.raises(WeightsError, match=r"no weights named 'crm-s' ship.*\(weights=\.\.\., --weights FILE\)"):
         checkpoint.find("crm-s")
 
 
@@ -222,7 +242,7 @@ def test_without_a_manifest_nothing_ships(tmp_path, monkeypatch):
     [
         ({"bytes": 8}, "damaged, 7 bytes where 8 are listed"),
         ({"sha256": "0" * 64}, "damaged, SHA-256"),
-        ({"file": "b.safetensors"}, "are missing"),
+        ({"file": "b.safetensors"}, r"are missing; .*\(weights=\.\.\., --weights FILE\)"),
         ({"name": "other"}, r"no weights named 'crm-s' ship with refine \(other do\)"),
         ({"bytes": "7"}, "bytes is '7'; a value of type int is wanted"),
         ({"licence": None}, "its fields are name, model"),

@@ -4,17 +4,20 @@ import sys
 import types
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+import tifffile
+from PIL import Image, ImageOps
 
 import refine
 from refine import io
+from refine.checkpoint import manifest as shipped
 from refine.cli import main
-from refine.errors import InputError, OptionError, RefineError, WeightsError
+from refine.errors import FileError, InputError, OptionError, RefineError, WeightsError
 
 
 @dataclass
@@ -290,6 +293,58 @@ def test_wrong_usage_is_one_line_and_exit_code_2(run: Run, engine: Engine, words
     assert outcome.err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["", "m.png"], "a file's or folder's name is empty"),
+        (["cat.png", ""], "a file's or folder's name is empty"),
+        (["cat.png", "m.png", "-o", ""], "the value of -o is empty"),
+        (["cat.png", "m.png", "--out="], "the value of --out is empty"),
+        (["cat.png", "m.png", "--weights", ""], "the value of --weights is empty"),
+        (["--weights=", "cat.png", "m.png"], "the value of --weights is empty"),
+        (["--", "", "m.png"], "a file's or folder's name is empty"),
+        (["evaluate", ""], "a file's or folder's name is empty"),
+    ],
+)
+def test_an_empty_word_is_wrong_usage(run: Run, engine: Engine, words: list[str], told: str) -> None:
+    outcome = run(*words)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert told in outcome.err
+    assert outcome.err.count("\n") == 1
+    assert engine.made == []
+
+
+@pytest.mark.parametrize("option", ["-o", "--overlay", "--probability"])
+def test_a_place_that_cannot_be_written_to_is_told_before_the_weights(run: Run, engine: Engine, option: str) -> None:
+    picture_and_mask()
+    pairs("a")
+    Path("file").write_text("")
+    outcomes = [run("cat.png", "masks/coarse.png", option, "file/x.png")]
+    outcomes.append(run("i", "m", "-o", "out", option, "file/out"))
+    for outcome in outcomes:
+        assert (outcome.code, outcome.out) == (1, "")
+        assert "is a file; give a folder" in outcome.err
+        assert outcome.err.count("\n") == 1
+    assert engine.made == []
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("option", ["--overlay", "--probability"])
+def test_the_mask_is_not_left_behind_where_another_picture_cannot_be_written(
+    run: Run, engine: Engine, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    def write(*_: object) -> None:
+        raise FileError("the disk is full")
+
+    picture_and_mask()
+    monkeypatch.setattr("refine.io.write_image", write)
+    monkeypatch.setattr("refine.io.write_probability", write)
+    outcome = run("cat.png", "masks/coarse.png", "-o", "fine.png", option, "x.png")
+    assert (outcome.code, outcome.out) == (1, "")
+    assert "the disk is full" in outcome.err
+    assert not Path("fine.png").exists()
+
+
 # Many pairs
 
 
@@ -308,6 +363,22 @@ def test_folders_are_refined_with_their_sub_folders_and_weights_loaded_once(run:
         "see/sub/b_overlay.jpg",
     ]
     assert len(engine.made) == 1
+
+
+@pytest.mark.parametrize("folder", ["i", "m"])
+@pytest.mark.parametrize("glob", ["", "/*"])
+def test_a_second_run_into_a_folder_of_inputs_does_the_same(run: Run, engine: Engine, folder: str, glob: str) -> None:
+    pairs("a", "b")
+    words = (f"i{glob}", f"m{glob}", "-o", folder)
+    first = run(*words)
+    files = sorted(Path().rglob("*.*"))
+    again = run(*words)
+    assert (first.code, first.err) == (again.code, again.err) == (0, "2 refined, 0 skipped, 0 failed\n")
+    skipped = run(*words, "--skip-existing")
+    assert (skipped.code, skipped.err) == (0, "0 refined, 2 skipped, 0 failed\n")
+    elsewhere = run(*words[:2], "-o", "out")
+    assert (elsewhere.code, elsewhere.err) == (0, "2 refined, 0 skipped, 0 failed\n")
+    assert sorted(path for path in Path().rglob("*.*") if path.parts[0] != "out") == files
 
 
 def test_quoted_globs_are_refined(run: Run, engine: Engine) -> None:
@@ -517,7 +588,16 @@ def test_no_words_at_all_show_the_help_with_exit_code_2(run: Run) -> None:
 def test_version_is_printed(run: Run) -> None:
     outcome = run("--version")
     assert outcome.code == 0
-    assert outcome.out.startswith("refine-cli ")
+    assert outcome.out == f"refine-cli {refine.__version__}\n"
+
+
+def test_the_version_is_known_where_nothing_is_installed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    assert run("--version").out == f"refine-cli {refine.__version__}\n"
+    assert json.loads(run("info", "--json").out)["refine"] == refine.__version__
 
 
 @pytest.mark.parametrize("words", [["--help"], ["--version"], ["weights", "--help"], ["--nope"]])
@@ -555,8 +635,11 @@ def checkpoint(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
         destination.write_text(f"{model} from {source}")
 
     fake = types.ModuleType("refine.checkpoint")
-    vars(fake).update(manifest=lambda: [Entry()], weights_dir=lambda: Path("w"), import_published=import_published)
+    vars(fake).update(manifest=lambda: [Entry()], weights_dir=lambda: Path("w"))
     monkeypatch.setitem(sys.modules, "refine.checkpoint", fake)
+    loading = types.ModuleType("refine.loading")
+    vars(loading).update(import_published=import_published)
+    monkeypatch.setitem(sys.modules, "refine.loading", loading)
     return fake
 
 
@@ -587,7 +670,7 @@ def test_weights_import_never_replaces_the_checkpoint(run: Run, checkpoint: type
 
 def test_weights_import_of_a_bad_file_is_one_line(run: Run, checkpoint: types.ModuleType) -> None:
     outcome = run("weights", "import", "crm.pth")
-    assert (outcome.code, outcome.out, outcome.err) == (1, "", "error: no such file: crm.pth\n")
+    assert (outcome.code, outcome.out, outcome.err) == (2, "", "error: no such file: crm.pth\n")
 
 
 @pytest.mark.parametrize("words", [["weights", "nope"], ["weights", "import"], ["weights"]])
@@ -648,13 +731,9 @@ def test_evaluate_passes_its_options_on(run: Run, monkeypatch: pytest.MonkeyPatc
 
 @pytest.fixture
 def real() -> None:
-    pytest.importorskip("refine.checkpoint")
-    from refine.engine import Refiner
-
-    try:
-        Refiner()
-    except WeightsError as error:
-        pytest.skip(f"no weights yet: {error}")
+    """Skips where no weights ship; damaged ones are a failure."""
+    if not shipped():
+        pytest.skip("no weights ship with this checkout")
 
 
 def scene() -> None:
@@ -737,3 +816,69 @@ def test_info_tells_versions_devices_and_folders(run: Run) -> None:
 def test_the_weights_that_ship_are_listed(run: Run) -> None:
     assert "crm-s" in run("weights", "list").out
     assert "crm-s" in {entry["model"] for entry in json.loads(run("weights", "list", "--json").out)}
+
+
+def grey_tiff(path: str, colours: np.ndarray) -> np.ndarray:
+    tifffile.imwrite(path, colours[..., 1], photometric="minisblack")
+    return np.stack([colours[..., 1]] * 3, axis=2)
+
+
+def tiff_of_16_bits(path: str, colours: np.ndarray) -> np.ndarray:
+    samples = colours.astype(np.uint16) * 257 + np.arange(3, dtype=np.uint16) * 40
+    tifffile.imwrite(path, samples, photometric="rgb")
+    return np.rint(samples / 257).astype(np.uint8)
+
+
+def cmyk_jpeg(path: str, colours: np.ndarray) -> np.ndarray:
+    Image.fromarray(colours).convert("CMYK").save(path, quality=95)
+    with Image.open(path) as picture:
+        assert picture.mode == "CMYK"
+        return np.asarray(picture.convert("RGB"))
+
+
+def turned_jpeg(path: str, colours: np.ndarray) -> np.ndarray:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.rot90(colours)).save(path, quality=95, exif=exif)
+    with Image.open(path) as picture:
+        assert picture.size == colours.shape[:2]
+        return np.asarray(ImageOps.exif_transpose(picture))
+
+
+def rgba_png(path: str, colours: np.ndarray) -> np.ndarray:
+    alpha = np.full((*colours.shape[:2], 1), 128, np.uint8)
+    alpha[:9] = 0
+    Image.fromarray(np.concatenate([colours, alpha], axis=2)).save(path)
+    return colours
+
+
+def palette_png(path: str, colours: np.ndarray) -> np.ndarray:
+    picture = Image.fromarray(colours).quantize(8)
+    picture.save(path)
+    return np.asarray(picture.convert("RGB"))
+
+
+@pytest.mark.usefixtures("real")
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("cmyk.jpg", cmyk_jpeg),
+        ("turned.jpg", turned_jpeg),
+        ("rgba.png", rgba_png),
+        ("palette.png", palette_png),
+        ("grey.tif", grey_tiff),
+        ("deep.tif", tiff_of_16_bits),
+    ],
+)
+def test_a_file_is_refined_as_the_picture_that_it_displays(
+    run: Run, name: str, write: Callable[[str, np.ndarray], np.ndarray]
+) -> None:
+    scene()
+    displayed = write(name, opened("disc.png"))
+    assert displayed.shape == (72, 96, 3)
+    outcome = run(name, "coarse.png", "-o", "fine.png", "--probability", "p.npy", "--device", "cpu")
+    assert (outcome.code, outcome.err) == (0, "")
+    wanted = refine.Refiner(device="cpu").refine(displayed, opened("coarse.png"))
+    assert wanted.mask.any()
+    np.testing.assert_array_equal(np.load("p.npy"), wanted.probability)
+    np.testing.assert_array_equal(opened("fine.png") > 0, wanted.mask)

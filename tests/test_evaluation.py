@@ -35,6 +35,10 @@ def disc(height=60, width=80, centre=(40, 30), radius=20):
     return cv2.circle(np.zeros((height, width), np.uint8), centre, radius, 255, -1) > 0
 
 
+def checkers(*values):
+    return np.array(values, np.uint8)[np.indices((60, 80)).sum(axis=0) % 2]
+
+
 def write_set(folder, names=("a", "b", "c")):
     folder.mkdir(parents=True)
     for i, name in enumerate(names):
@@ -120,7 +124,7 @@ def test_two_sets_of_one_name_are_refused(tmp_path):
         evaluate(sets, brighter)
 
 
-@pytest.mark.parametrize("truth", [disc() * np.uint8(1), np.where(disc(), np.uint8(129), np.uint8(128)), disc()])
+@pytest.mark.parametrize("truth", [disc() * np.uint8(1), np.where(disc(), 129, checkers(127, 128)), disc()])
 def test_a_truth_is_set_above_128(tmp_path, truth):
     folder = write_set(tmp_path / "set", names=("a",))
     Image.fromarray(truth).save(folder / "a_gt.png")
@@ -219,3 +223,37 @@ def test_a_mask_written_by_refine_is_scored_as_itself(tmp_path):
     write_mask(folder / "a_seg.png", disc())
     (row,) = evaluate([folder], brighter)
     assert row.coarse == row.refined
+
+
+def test_a_set_has_pictures_only(tmp_path):
+    folder = write_set(tmp_path / "set", names=("a",))
+    for name in ("b_im.txt", "_im.png", ".c_im.png"):
+        (folder / name).write_text("")
+    assert [item.name for item in find_items(folder)] == ["a"]
+
+
+def test_an_output_folder_that_cannot_be_made_is_told_before_the_work(tmp_path, monkeypatch):
+    given = {}
+    monkeypatch.setattr("refine.engine.Refiner", fake_refiner(given))
+    write_set(tmp_path / "one")
+    (tmp_path / "out").write_text("")
+    with pytest.raises(FileError, match="is a file"):
+        evaluate_command(
+            [tmp_path / "one"],
+            model="m",
+            weights=None,
+            device="auto",
+            dtype="auto",
+            limit=None,
+            out=tmp_path / "out",
+            options={},
+        )
+    assert given == {}
+
+
+def test_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    (tmp_path / "table.md").write_text("old")
+    monkeypatch.setattr("refine.io.Path.replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(FileError, match="cannot be written"):
+        evaluation._write_text(tmp_path / "table.md", "new")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]

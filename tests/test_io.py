@@ -295,7 +295,7 @@ def test_numpy_files_are_masks_and_not_images(tmp_path):
     with pytest.raises(FileError, match=r"a\.npy: of an unknown format"):
         io.read_image(tmp_path / "a.npy")
     (tmp_path / "b.npy").write_bytes((tmp_path / "a.npy").read_bytes()[:-1])
-    with pytest.raises(FileError, match=r"b\.npy: truncated"):
+    with pytest.raises(FileError, match=r"b\.npy: truncated.*\(JPEG, PNG, TIFF, BMP, WebP or \.npy\)"):
         io.read_mask(tmp_path / "b.npy")
 
 
@@ -312,7 +312,7 @@ def test_a_file_that_cannot_be_read_says_what_was_given(tmp_path, read):
     with pytest.raises(FileError, match=r"zero\.png: is empty \(0 bytes\)"):
         read(tmp_path / "zero.png")
     (tmp_path / "a.png").write_text("<html>not found</html>")
-    with pytest.raises(FileError, match=r"a\.png: of an unknown format; accepted are JPEG, PNG, TIFF, BMP or WebP"):
+    with pytest.raises(FileError, match=r"a\.png: of an unknown format; accepted are JPEG, PNG, TIFF, BMP,? .*WebP"):
         read(tmp_path / "a.png")
     with pytest.raises(FileError, match="no regular file"):
         read("/dev/null")
@@ -544,3 +544,31 @@ def test_a_link_is_followed_and_stays_a_link(tmp_path):
     io.write_atomic(tmp_path / "link", lambda file: file.write(b"new"))
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "file").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize(("suffix", "longest"), [(".jpg", 65_500), (".JPEG", 65_500), (".webp", 16_383)])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_side_above_the_formats_limit_is_told_before_encoding(tmp_path, monkeypatch, suffix, longest, turned):
+    widest = np.zeros((1, longest, 3), np.uint8)
+    io.write_image(tmp_path / f"a{suffix}", widest)
+    wider = np.zeros((1, longest + 1, 3), np.uint8)
+    monkeypatch.setattr(Image.Image, "save", lambda *_, **__: pytest.fail("it was encoded"))
+    with pytest.raises(FileError, match=rf"sides end at {longest} px; give \.png or \.tif"):
+        io.write_image(tmp_path / f"b{suffix}", wider.swapaxes(0, 1) if turned else wider)
+    assert [path.name for path in tmp_path.iterdir()] == [f"a{suffix}"]
+
+
+def test_a_folder_that_can_be_written_to_is_left_as_it_is(tmp_path):
+    io.check_folder(tmp_path)
+    io.check_folder(tmp_path / "new" / "newer")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_to_is_told(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    for folder in ("file", "file/new"):
+        with pytest.raises(FileError, match=r"cannot be made, '.*file' is a file"):
+            io.check_folder(tmp_path / folder)
+    if os.path.isdir("/proc/self/fd"):
+        with pytest.raises(FileError, match=r"/proc/new: nothing can be written there"):
+            io.check_folder("/proc/new")

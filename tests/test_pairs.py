@@ -227,3 +227,28 @@ def test_the_suffixes_that_pass_are_those_that_are_written() -> None:
                     with_outputs(find("cat.jpg", "m.png"), **names)
                 with pytest.raises(OptionError):
                     write(path)
+
+
+def test_outputs_of_an_earlier_run_are_left_out_of_folders_and_globs() -> None:
+    touch("i/cat.jpg", "i/cat_mask.png", "i/a/dog_im.jpg", "i/a/dog_mask.png", "m/cat.png", "m/a/dog_seg.png")
+    touch("m/a/dog_im_mask.png", "i/cow_mask.png", "m/a/cat_mask.png")
+    for image, mask in (("i", "m"), ("i/**/*", "m/**/*")):
+        found = find(image, mask)
+        assert [name for *_, name in seen(found)] == ["a/dog", "cat"]
+        assert found.images_alone == [Path("i/cow_mask.png")]
+        assert found.masks_alone == [Path("m/a/cat_mask.png")]  # no image called cat there
+
+
+@pytest.mark.parametrize("out", ["i", "m"])
+def test_an_output_of_an_earlier_run_is_no_rival_of_an_input_of_its_name(out: str) -> None:
+    touch("i/cat.jpg", "i/cat_mask.jpg", "m/cat.jpg", "m/cat_mask.jpg")
+    first = outputs(find("i", "m"), out)
+    touch(*first)
+    assert outputs(find("i", "m"), out) == first == [f"{out}/cat_mask.png", f"{out}/cat_mask_mask.png"]
+
+
+def test_an_image_and_a_mask_that_are_named_like_outputs_stay_a_pair() -> None:
+    touch("i/cat.jpg", "i/cat_mask.png", "m/cat.png", "m/cat_mask.png")
+    assert [name for *_, name in seen(find("i", "m"))] == ["cat", "cat_mask"]
+    with pytest.raises(OptionError, match="would replace an input"):
+        outputs(find("i", "m"), "m")

@@ -1,3 +1,4 @@
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -119,7 +120,7 @@ def test_a_mask_of_one_value_is_what_it_says(value, dtype):
 @settings(max_examples=30, deadline=None)
 @given(arrays(np.uint8, (4, 5), elements=st.integers(100, 255)))
 def test_uint8_grey_is_value_over_255(grey):
-    grey[0, 0], grey[0, 1] = 0, 200
+    grey[:, ::2], grey[0, 1] = 0, 200  # no pixel equals its neighbour
     np.testing.assert_allclose(as_mask(grey, (4, 5)), grey / 255, rtol=1e-6)
 
 
@@ -157,8 +158,63 @@ def test_a_label_map_is_refused_with_its_values(values, dtype):
 
 
 def test_a_16_bit_label_map_is_refused():
-    with pytest.raises(InputError, match=r"mask: a label map \(values up to 26001 of 65535\)"):
+    with pytest.raises(InputError, match=r"mask: a label map \(values up to 26001 of 65535\).*mask / 65535"):
         as_mask(np.array([[0, 24001, 26001]], np.uint16), (1, 3))
+
+
+def areas(*values, dtype=np.uint8, side=24):
+    """Squares of one value each, side by side."""
+    return np.repeat(np.repeat(np.array([values], dtype), side, axis=0), side, axis=1)
+
+
+@pytest.mark.parametrize(
+    "values", [[0, 1, 17, 133], [0, 3, 200], [3, 200], range(0, 237, 4), [0, 15, 100, 255], [0, *range(100, 164), 255]]
+)
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64])
+def test_a_label_map_is_known_by_its_areas(values, dtype):
+    mask = areas(*values, dtype=dtype)
+    message = rf"a label map \(values {min(values)}.*mask == label, or, if it is a soft mask, pass mask / 255 as floats"
+    with pytest.raises(InputError, match=message):
+        as_mask(mask, mask.shape)
+    np.testing.assert_allclose(as_mask(mask / 255, mask.shape), mask / 255, rtol=1e-6)
+
+
+def test_a_16_bit_label_map_is_known_by_its_areas():
+    mask = areas(0, 20_000, 40_000, dtype=np.uint16)
+    with pytest.raises(InputError, match=r"values 0, 20000, 40000\).*pass mask / 65535 as floats"):
+        as_mask(mask, mask.shape)
+
+
+def test_a_label_map_may_have_a_tenth_of_its_pixels_at_borders_and_no_more():
+    mask = np.zeros((20, 20), np.uint8)
+    mask[:, 10], mask[:, 11] = 100, 200  # none is flat, but for the two in the last row and none beside them
+    assert as_mask(mask, mask.shape).max() == np.float32(200 / 255)
+    mask = np.full((20, 20), 100, np.uint8)
+    mask[4:16:4, 4:16:2] = 200  # 18 pixels, each of which unmakes itself and those to its left and above
+    assert as_mask(mask, mask.shape).max() == np.float32(200 / 255)
+    mask[4:12:4], mask[12, 6:] = 100, 100  # one is left: 3 of 400
+    with pytest.raises(InputError, match="a label map"):
+        as_mask(mask, mask.shape)
+
+
+def soft_masks():
+    binary = cv2.circle(np.zeros((90, 120), np.uint8), (60, 45), 30, 255, -1)
+    yield "trimap", areas(0, 128, 255)
+    yield "bilinear", cv2.resize(binary[::9, ::10], (120, 90), interpolation=cv2.INTER_LINEAR)
+    yield "blurred a little", cv2.blur(binary, (3, 3))
+    yield "blurred a lot", cv2.GaussianBlur(binary, (0, 0), 12)
+    yield "antialiased", cv2.circle(np.zeros((90, 120), np.uint8), (60, 45), 30, 255, -1, cv2.LINE_AA)
+    yield "noisy", np.where(binary > 0, 230, 20).astype(np.uint8) + noise(90, 120) % 11
+    yield "nearest", np.kron(cv2.GaussianBlur(noise(20, 20), (0, 0), 1), np.ones((16, 16), np.uint8))
+    yield "16 bits", cv2.GaussianBlur(binary.astype(np.uint16) * 257, (0, 0), 3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "mask"), list(soft_masks()), ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_a_soft_mask_is_not_taken_for_labels(kind, mask):
+    full = np.iinfo(mask.dtype).max
+    np.testing.assert_allclose(as_mask(mask, mask.shape), mask / full, rtol=1e-6, err_msg=kind)
 
 
 @pytest.mark.parametrize("values", [[0, 128], [0, 255], [0, 64, 255], [0, 3, 252, 255], list(range(256)), [130, 200]])
@@ -176,7 +232,10 @@ def test_grey_is_not_taken_for_labels(values):
         (np.full((4, 5), 255.0), r"mask: float values 255\.\.255; .*\[0, 1\]; divide by 255"),
         (np.full((4, 5), -3.5), r"mask: float values -3\.5\.\.-3\.5; .*sigmoid"),
         (np.full((4, 5), -1), r"mask: int64 values -1\.\.-1; .*\{0, 255\}"),
-        (np.full((4, 5), 256), r"mask: int64 values 256\.\.256"),
+        (
+            np.full((4, 5), 256),
+            r"mask: int64 values 256\.\.256.*mask == label; if it is a soft mask, pass it as floats",
+        ),
         (np.full((4, 5), 65535, np.int32), r"mask: int32 values 65535\.\.65535"),
         (np.full((4, 5), 1j), r"mask: type complex128; accepted are bool"),
         (np.full((4, 5), "a"), r"mask: type <U1"),

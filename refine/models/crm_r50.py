@@ -12,7 +12,7 @@ Names of submodules are those of the published checkpoints. Numbers in names are
 
 import copy
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
