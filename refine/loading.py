@@ -27,7 +27,7 @@ def load_network(model: str, weights: str | Path | None) -> tuple[Network, Spec,
             raise WeightsError(f"{path} holds weights of {spec.model}, not of {model}; pass model={spec.model!r}")
     network = build(spec)
     checkpoint.check(state, _shapes(network), path)
-    network.load_state_dict(state)
+    network.load_state_dict(state, assign=True)  # the random ones are freed
     return cast(Network, network), spec, loaded.sha256
 
 

@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.models.resnet import Bottleneck
 
 from refine.coords import EnsembleAxis, axis_tables, corner_aligned, interpolated
 from refine.tiles import Window
@@ -35,6 +34,32 @@ class FirstLayer(NamedTuple):
     q: Tensor  # (32, 2)
     cell: Tensor  # (32, 2)
     bias: Tensor  # (32,)
+
+
+class Bottleneck(nn.Module):
+    """ResNet's block (arXiv 1512.03385, figure 5), with the stride at the 3x3 convolution."""
+
+    expansion = 4
+
+    def __init__(
+        self, channels: int, width: int, stride: int = 1, downsample: nn.Module | None = None, *, dilation: int = 1
+    ) -> None:
+        super().__init__()
+        out = width * self.expansion
+        self.conv1 = nn.Conv2d(channels, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=dilation, dilation=dilation, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, out, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn1(self.conv1(x)).relu_()
+        y = self.bn2(self.conv2(y)).relu_()
+        y = self.bn3(self.conv3(y))
+        y += x if self.downsample is None else self.downsample(x)
+        return y.relu_()
 
 
 def _stage(channels: int, width: int, blocks: int, *, stride: int = 1, dilation: int = 1) -> nn.Sequential:
@@ -115,7 +140,7 @@ class _ScaleShift(nn.Module):
         self.register_buffer("shift", (norm.bias - norm.running_mean * scale).detach()[:, None, None])
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.addcmul(self.shift, x, self.scale)
+        return x.mul_(self.scale).add_(self.shift)
 
 
 class CRMResNet50(nn.Module):
@@ -158,9 +183,11 @@ class CRMResNet50(nn.Module):
         x = x.contiguous(memory_format=torch.channels_last)
         x = self.feats.bn1(self.feats.conv1(x)).relu_()  # (B, 64, /2)
         t2 = self.aspp_.tap2(x)
-        x = self.feats.layer1(self.feats.maxpool(x))  # (B, 256, /4)
+        x = self.feats.maxpool(x)  # and the wide map before it is freed
+        x = self.feats.layer1(x)  # (B, 256, /4)
         t4 = self.aspp_.tap4(x)
-        x = self.feats.layer3(self.feats.layer2(x))  # (B, 1024, /8)
+        x = self.feats.layer2(x)
+        x = self.feats.layer3(x)  # (B, 1024, /8)
         return t2, t4, self.aspp_.tap8(x)
 
     def tap_sizes(self, height: int, width: int) -> tuple[Pair, Pair, Pair]:
@@ -257,7 +284,7 @@ class CRMResNet50(nn.Module):
 
 def _blocks(trunk: _Trunk) -> Iterator[Bottleneck]:
     for stage in (trunk.layer1, trunk.layer2, trunk.layer3):
-        yield from stage
+        yield from (block for block in stage if isinstance(block, Bottleneck))
 
 
 def _fold(parent: nn.Module, conv: str, norm: str) -> None:
