@@ -140,7 +140,9 @@ class _ScaleShift(nn.Module):
         self.register_buffer("shift", (norm.bias - norm.running_mean * scale).detach()[:, None, None])
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.mul_(self.scale).add_(self.shift)
+        if torch.is_grad_enabled():
+            return torch.addcmul(self.shift, x, self.scale)
+        return x.mul_(self.scale).add_(self.shift)  # the widest map of the encoder is not held twice
 
 
 class CRMResNet50(nn.Module):
