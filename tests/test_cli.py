@@ -258,8 +258,8 @@ def test_options_reach_the_refiner_and_those_not_given_keep_its_defaults(run: Ru
     run("--model", "crm-r50", "--tile=512", "cat.png", "--dtype", "float32", "masks/coarse.png", "--device", "cpu")
     run("cat.png", "masks/coarse.png", "--weights", "w.pth")
     given = {"model": "crm-r50", "tile": 512, "dtype": "float32", "device": "cpu"}
-    run("cat.png", "masks/coarse.png", "--allow-large")
-    assert engine.made == [{}, given, {"weights": Path("w.pth")}, {"allow_large": True}]
+    run("cat.png", "masks/coarse.png", "--allow-large", "--coarse-decode", "full")
+    assert engine.made == [{}, given, {"weights": Path("w.pth")}, {"allow_large": True, "coarse_decode": "full"}]
 
 
 @pytest.mark.parametrize(
@@ -713,7 +713,24 @@ def test_evaluate_passes_its_options_on(run: Run, monkeypatch: pytest.MonkeyPatc
     fake = types.ModuleType("refine.evaluation")
     vars(fake).update(evaluate_command=lambda data, **options: seen.update(data=data, **options))
     monkeypatch.setitem(sys.modules, "refine.evaluation", fake)
-    assert run("evaluate", "a", "b", "--limit", "2", "--tile", "64", "-o", "out", "--device", "cpu").code == 0
+    assert (
+        run(
+            "evaluate",
+            "a",
+            "b",
+            "--limit",
+            "2",
+            "--tile",
+            "64",
+            "--coarse-decode",
+            "full",
+            "-o",
+            "out",
+            "--device",
+            "cpu",
+        ).code
+        == 0
+    )
     assert seen == {
         "data": [Path("a"), Path("b")],
         "model": "crm-s",
@@ -722,7 +739,7 @@ def test_evaluate_passes_its_options_on(run: Run, monkeypatch: pytest.MonkeyPatc
         "dtype": "auto",
         "limit": 2,
         "out": Path("out"),
-        "options": {"tile": 64},
+        "options": {"tile": 64, "coarse_decode": "full"},
     }
 
 
