@@ -1,9 +1,9 @@
-# `make demo` and `make test` do all the set-up on a fresh machine.
+# Every target but clean does all the set-up on a fresh machine.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test clean
+.PHONY: demo test bench bench-compare clean
 
 demo: $(VENV)/installed
 	$(BIN)/refine-cli demo --out runs/demo
@@ -13,6 +13,13 @@ test: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+# At most 20 minutes on two cores, the last case included. REFINE_WEIGHTS_R50 names weights of crm-r50.
+bench: $(VENV)/installed-dev
+	$(BIN)/python -m benchmarks.suite --minutes 19
+
+bench-compare: $(VENV)/installed-dev
+	$(BIN)/python -m benchmarks.suite --compare
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

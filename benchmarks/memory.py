@@ -4,7 +4,8 @@
 
 Counted are the bytes of the tensors that are alive, as torch's CPU allocator reports each allocation and release to the
 profiler: temporaries inside an operation are among them, the network's weights, which are the same for both, are not.
-The resident set will not do here: it has one peak for the whole process, and freed memory need not leave it.
+Nor are the picture and the masks, which are arrays. The resident set will not do here: it has one peak for the whole
+process, and freed memory need not leave it.
 The scale is the last of the cascade, s = 1, whose stages are the largest.
 """
 
@@ -22,15 +23,19 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from benchmarks.compare import Pixels, aligned, picture, published_weights
+from benchmarks.inputs import Pixels, generated, published_weights
+from benchmarks.results import aligned
+from refine.blocks import Blocks
 from refine.checkpoint import published_state
 from refine.config import Options
-from refine.decode import probabilities
-from refine.features import latent_of
-from refine.frame import Frame
+from refine.decode import decode
+from refine.features import whole_latent
+from refine.frame import Frame, View
 from refine.models import Network, build, preset
+from refine.planes import Held
 from refine.prepare import prepare
 from refine.regions import dense
+from refine.tiles import Window
 
 STAGES = ("encode", "fuse", "decode")
 _MARK = "stage: "
@@ -41,7 +46,7 @@ class Peak:
     """Most bytes alive at once during a stage, over all the times it ran."""
 
     total: int
-    """All that is alive: also the input, the latent, and what earlier stages left for this one."""
+    """All that is alive: also the latent, and what earlier stages left for this one."""
     own: int
     """Only what the stage allocated itself."""
 
@@ -64,22 +69,28 @@ class Marked:
         return marked
 
 
-def network_and_input(image: Pixels, mask: Pixels) -> tuple[Network, Frame, Tensor]:
-    """crm-r50 for inference, and a picture as its last scale reads it."""
+def network_and_view(image: Pixels, mask: Pixels) -> tuple[Network, View]:
+    """crm-r50 for inference, and a picture as its last scale reads it, every pixel queried."""
     spec = preset("crm-r50")
     network: Any = build(spec)
     network.load_state_dict(published_state(published_weights(image, mask), network.state_dict()))
-    frame = Frame(prepare(image, mask), spec.cascade, torch.device("cpu"))
-    return network.folded(), frame, frame.input(frame.size, frame.mask)
+    network = network.folded()
+    pair = prepare(image, mask)
+    frame = Frame(Held(pair.image), Held(pair.mask), spec.cascade, torch.device("cpu"))
+    grid = dense(network, frame.size, frame.size)
+    return network, View.of(frame, frame.size, frame.mask, grid.rows, grid.columns)
 
 
-def stage_peaks(network: Network, frame: Frame, x: Tensor, *, tile: int, patch: int) -> tuple[Tensor, dict[str, Peak]]:
-    """The latent of an input at full size and the peak of each stage, decoding of every pixel included."""
+def stage_peaks(network: Network, view: View, *, tile: int, patch: int) -> tuple[Tensor, dict[str, Peak]]:
+    """The latent of a whole view in float32 and the peak of each stage, decoding of every query included."""
     marked: Any = Marked(network)
+    everything = Window(0, view.grid[0], 0, view.grid[1])
+    view.input(Window(0, 1, 0, 1))  # a view keeps a little from its first reading on
     with torch.inference_mode(), _recorded() as events:
-        latent = latent_of(marked, x, dtype=x.dtype, tile=tile, patch=patch)
-        probabilities(marked, latent, dense(network, frame.size, frame.size), None)
-    return latent, _peaks(events, before=x.nbytes)
+        latent, (top, left) = whole_latent(marked, view, everything, dtype=torch.float32, tile=tile, patch=patch)
+        with record_function(_MARK + "decode"):
+            decode(network, Blocks.around(latent, network.stride, (top, left)), view.rows, view.columns, None, None)
+    return latent, _peaks(events)
 
 
 @contextmanager
@@ -96,10 +107,10 @@ def _recorded() -> Iterator[list[dict[str, Any]]]:
     events.extend(sorted(wanted, key=lambda event: event["ts"]))
 
 
-def _peaks(events: list[dict[str, Any]], *, before: int) -> dict[str, Peak]:
+def _peaks(events: list[dict[str, Any]]) -> dict[str, Peak]:
     """Peaks by stage, from allocations (in bytes, releases negative) and stages with a start and a duration."""
     peaks = dict.fromkeys(STAGES, Peak(0, 0))
-    alive, stage, end, entered = before, "", 0.0, 0
+    alive, stage, end, entered = 0, "", 0.0, 0
     for event in events:
         if event["name"] != "[memory]":
             stage, end, entered = event["name"].removeprefix(_MARK), event["ts"] + event["dur"], alive
@@ -119,16 +130,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--patch", type=int, default=defaults.patch, help=f"latent cells (default {defaults.patch})")
     options = parser.parse_args(arguments)
 
-    network, frame, x = network_and_input(*picture(None, None, options.megapixels))
-    latent, patched = stage_peaks(network, frame, x, tile=network.tile, patch=options.patch)
-    other, whole = stage_peaks(network, frame, x, tile=network.tile, patch=max(latent.shape[-2:]))
+    network, view = network_and_view(*generated([options.megapixels])[options.megapixels])
+    latent, patched = stage_peaks(network, view, tile=network.tile, patch=options.patch)
+    other, whole = stage_peaks(network, view, tile=network.tile, patch=max(latent.shape[-2:]))
     largest = float((latent - other).abs().max())
 
     rows = [["stage", "whole MB", "patched MB", "ratio", "own whole MB", "own patched MB", "ratio"]]
     for stage in STAGES:
         pairs = ((whole[stage].total, patched[stage].total), (whole[stage].own, patched[stage].own))
         rows.append([stage, *(f"{value:.1f}" for a, b in pairs for value in (a / 1e6, b / 1e6, a / b))])
-    height, width = frame.size
+    height, width = view.size
     print(f"{height} x {width} (H x W) with its border, patches of {options.patch} latent cells")
     print("\n".join(aligned(rows)))
     print(f"largest difference of the latents: {largest:.1e}, of values up to {float(latent.abs().max()):.1f}")

@@ -18,7 +18,8 @@ from refine.errors import OptionError, RefineError, WeightsError
 from refine.pairs import Found, Pair, find_pairs, with_outputs
 
 if TYPE_CHECKING:
-    from refine import Refined, Refiner
+    from refine import Refiner, Report
+    from refine.plan import Plan
 
 PROGRAM = "refine-cli"
 MAIN = "(main)"  # the main job's name in the group; no file or command has it as a first word
@@ -162,6 +163,45 @@ CoarseDecode = Annotated[
         rich_help_panel=METHOD,
     ),
 ]
+Decode = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WHICH",
+        help="Pixels to decode: dense, bbox, contour or strided; the others keep their value. Default: the model's.",
+        rich_help_panel=METHOD,
+    ),
+]
+Stride = Annotated[
+    int | None,
+    typer.Option(
+        metavar="PIXELS",
+        help="Decode every N-th pixel, then those where something changed. A stride of decoding, not of crops.",
+        rich_help_panel=METHOD,
+    ),
+]
+FirstPass = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WHERE",
+        help="Where a strided pass looks: near the contour and where unsure (near), or everywhere.",
+        rich_help_panel=METHOD,
+    ),
+]
+Band = Annotated[
+    int | None,
+    typer.Option(metavar="PIXELS", help="Width of the band on either side of the contour.", rich_help_panel=METHOD),
+]
+Padding = Annotated[
+    int | None, typer.Option(metavar="PIXELS", help="Margin of bounding boxes.", rich_help_panel=METHOD)
+]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(
+        metavar="BYTES",
+        help="Most memory to take, as in 2GiB; a TIFF that does not fit is refined by windows.",
+        rich_help_panel=MACHINE,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=OUTPUT)]
 
 
@@ -220,7 +260,16 @@ def _refine(
     tile: Tile = None,
     device: Device = None,
     dtype: Dtype = None,
+    max_memory: MaxMemory = None,
+    decode: Decode = None,
+    stride: Stride = None,
+    first_pass: FirstPass = None,
+    band: Band = None,
+    padding: Padding = None,
     coarse_decode: CoarseDecode = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print how each picture would be refined; do nothing.")
+    ] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
@@ -238,8 +287,9 @@ def _refine(
         device=device,
         dtype=dtype,
         tile=tile,
-        coarse_decode=coarse_decode,
+        max_memory=max_memory,
         allow_large=allow_large or None,
+        **_region(decode, stride, first_pass, band, padding, coarse_decode),
     )
     todo: list[Pair] = []
     there: list[Pair] = []
@@ -250,6 +300,8 @@ def _refine(
     if missing:
         talk.failed(missing[0], f"no such file: {str(missing[0])!r}", pair=todo[0])
         raise typer.Exit(1)
+    if dry_run:
+        raise typer.Exit(_print_plans(refine.Refiner(**options), todo, talk))
     for folder in sorted({path.parent for pair in todo for path in pair.outputs}):
         check_folder(folder)
     for image_path, reason in found.ambiguous:
@@ -266,6 +318,83 @@ def _refine(
         raise typer.Exit(1)
 
 
+def _region(
+    decode: str | None,
+    stride: int | None,
+    first_pass: str | None,
+    band: int | None,
+    padding: int | None,
+    coarse_decode: str | None,
+) -> dict[str, Any]:
+    """Options of region decoding; a stride alone asks for strided decoding."""
+    if decode is None and (stride is not None or first_pass is not None):
+        decode = "strided"
+    if decode is not None:
+        for name, value, policies in (
+            ("stride", stride, ("strided",)),
+            ("first-pass", first_pass, ("strided",)),
+            ("band", band, ("strided", "contour")),
+            ("padding", padding, ("bbox",)),
+        ):
+            if value is not None and decode not in policies:
+                raise OptionError(
+                    f"--{name} means nothing with --decode {decode}; it belongs to {' and '.join(policies)}"
+                )
+    return _given(
+        decode=decode,
+        stride=stride,
+        first_pass=first_pass,
+        band=band,
+        padding=padding,
+        coarse_decode=coarse_decode,
+    )
+
+
+def _print_plans(refiner: Refiner, pairs: list[Pair], talk: _Talk) -> int:
+    """Prints how each pair would be refined; 1 if one cannot be."""
+    failed = 0
+    for pair in pairs:
+        try:
+            size, windowed = _size(pair), _by_windows(refiner, pair)
+            talk.planned(pair, refiner.plan(size, windowed=windowed))
+        except (RefineError, OSError) as error:
+            failed = 1
+            talk.failed(pair.image, _one_line(error), pair=pair)
+    return failed
+
+
+def _size(pair: Pair) -> tuple[int, int]:
+    """(H, W) of a pair's picture; of a TIFF from its first bytes."""
+    if pair.image.suffix.lower() in _TIFF:
+        from refine.slides import Slide
+
+        with Slide(pair.image) as slide:
+            return slide.size
+    from refine.io import read_image
+
+    height, width = read_image(pair.image).shape[:2]
+    return height, width
+
+
+def _by_windows(refiner: Refiner, pair: Pair) -> bool:
+    """Whether a pair of TIFF files is too large to be refined in memory."""
+    if not {pair.image.suffix.lower(), pair.mask.suffix.lower(), pair.output.suffix.lower()} <= _TIFF:
+        return False
+    from refine.io import MAX_PIXELS
+
+    size = _size(pair)
+    if size[0] * size[1] > MAX_PIXELS and not refiner.options.allow_large:
+        return True
+    try:
+        refiner.plan(size)
+    except OptionError:
+        return True
+    return False
+
+
+_TIFF = {".tif", ".tiff"}
+
+
 def _given(**options: Any) -> dict[str, Any]:
     """The Refiner's options that the command line gives; the others keep its defaults."""
     return {name: value for name, value in options.items() if value is not None}
@@ -280,7 +409,7 @@ def _refine_all(refiner: Refiner, pairs: list[Pair], *, many: bool, talk: _Talk)
     try:
         for pair in tqdm(pairs, disable=not show, unit="image", dynamic_ncols=True):
             try:
-                refined = _refine_one(refiner, pair)
+                report = _refine_one(refiner, pair, show=not talk.quiet and sys.stderr.isatty())
             except Exception as error:
                 reason = _reason(error)
                 if reason is None and not many:
@@ -289,7 +418,7 @@ def _refine_all(refiner: Refiner, pairs: list[Pair], *, many: bool, talk: _Talk)
                 talk.failed(pair.image, reason or unexpected, pair=pair)
             else:
                 done += 1
-                talk.done(pair, refined)
+                talk.done(pair, report)
     except KeyboardInterrupt as interrupt:
         rest = "; --skip-existing goes on from here" if many else ""
         talk.error(f"interrupted: {done} of {len(pairs)} refined{rest}")
@@ -297,7 +426,9 @@ def _refine_all(refiner: Refiner, pairs: list[Pair], *, many: bool, talk: _Talk)
     return done
 
 
-def _refine_one(refiner: Refiner, pair: Pair) -> Refined:
+def _refine_one(refiner: Refiner, pair: Pair, *, show: bool) -> Report:
+    if _by_windows(refiner, pair):
+        return _refine_by_windows(refiner, pair, show=show)
     refined = refiner.refine(pair.image, pair.mask)
     # The mask comes last: where it is, all that was asked for is.
     if pair.overlay is not None:
@@ -307,7 +438,21 @@ def _refine_one(refiner: Refiner, pair: Pair) -> Refined:
     if pair.probability is not None:
         refined.save_probability(pair.probability)
     refined.save(pair.output)
-    return refined
+    return refined.report
+
+
+def _refine_by_windows(refiner: Refiner, pair: Pair, *, show: bool) -> Report:
+    from tqdm import tqdm
+
+    if pair.overlay is not None or pair.probability is not None:
+        raise OptionError("--overlay and --probability need the picture in memory; allow more, or leave them out")
+    with tqdm(disable=not show, unit="tile", dynamic_ncols=True, desc=pair.image.name, leave=False) as bar:
+
+        def progress(done: int, tiles: int) -> None:
+            bar.total = tiles
+            bar.update(done - bar.n)
+
+        return refiner.refine_file(pair.image, pair.mask, pair.output, progress=progress)
 
 
 def _reason(error: Exception) -> str | None:
@@ -337,8 +482,10 @@ class _Talk:
     def __init__(self, as_json: bool, quiet: bool) -> None:
         self.as_json, self.quiet = as_json, quiet
 
-    def done(self, pair: Pair, refined: Refined) -> None:
-        report = refined.report
+    def planned(self, pair: Pair, plan: Plan) -> None:
+        self._result(f"{pair.image}: {plan}", "planned", pair.image, pair, plan=plan.as_dict())
+
+    def done(self, pair: Pair, report: Report) -> None:
         for warning in report.warnings:
             self.warning(f"{pair.image}: {warning}")
         self._result(
@@ -449,6 +596,12 @@ def _evaluate(
     tile: Tile = None,
     device: Device = None,
     dtype: Dtype = None,
+    max_memory: MaxMemory = None,
+    decode: Decode = None,
+    stride: Stride = None,
+    first_pass: FirstPass = None,
+    band: Band = None,
+    padding: Padding = None,
     coarse_decode: CoarseDecode = None,
 ) -> None:
     """Score refined masks against ground truth: a table of IoU and mBA per set."""
@@ -462,8 +615,25 @@ def _evaluate(
         dtype=dtype or "auto",
         limit=limit,
         out=out,
-        options=_given(tile=tile, coarse_decode=coarse_decode),
+        options=_given(tile=tile, max_memory=max_memory)
+        | _region(decode, stride, first_pass, band, padding, coarse_decode),
     )
+
+
+@app.command("compare")
+def _compare(
+    base: Annotated[Path, typer.Argument(metavar="BASE", help="A folder that evaluate -o wrote.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Others, of the same pictures.")],
+    as_json: Json = False,
+) -> None:
+    """Compare evaluations of the same pictures: changes of IoU and mBA per set."""
+    from refine.evaluation import compare
+
+    comparisons = [compare(base, run) for run in runs]
+    if as_json:
+        print(_json([comparison.as_dict() for comparison in comparisons]))
+    else:
+        print("\n\n".join(comparison.table() for comparison in comparisons))
 
 
 @app.command("demo")

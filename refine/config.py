@@ -1,12 +1,14 @@
 """Options of a refiner and the specification that rebuilds one: frozen, checked once, explained field by field."""
 
+import re
 from dataclasses import asdict, dataclass, fields, replace
 from numbers import Integral
 from typing import Any, Final, Self
 
-from refine.errors import OptionError, WeightsError
+from refine.errors import OptionError, WeightsError, one_of
 
-DECODES: Final = ("dense",)
+DECODES: Final = ("dense", "bbox", "contour", "strided")
+FIRST_PASSES: Final = ("near", "everywhere")
 COARSE_DECODES: Final = ("full", "next")
 DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
 
@@ -18,8 +20,24 @@ class Options:
     Raises `OptionError` naming the known values.
     """
 
-    decode: str = "dense"
-    """Which pixels to decode: "dense", all of them."""
+    decode: str | None = None
+    """Which pixels to decode at each scale; all others keep their value. "dense": all. "bbox": the bounding boxes of
+    the mask's objects, with `padding`. "contour": a `band` around its contour. "strided": every `stride`-th pixel in
+    y and x, and the pixels between four of which one changed its class. None is the model's own choice."""
+
+    stride: int = 4
+    """px between the pixels that a strided pass decodes first. It is no stride of crops: one picture, one pass."""
+
+    first_pass: str = "near"
+    """Where a strided pass looks: "everywhere", at every `stride`-th pixel; or "near", at those within `band` of the
+    contour, and at all pixels of the squares between them that the contour crosses or where the scale before left
+    doubt. The second is cheaper, sees thin changes along the contour, and overlooks what changes far from it."""
+
+    band: int = 24
+    """px on both sides of the contour, counted in queries of each scale: wide at coarse scales, narrow at the last."""
+
+    padding: int = 32
+    """px around bounding boxes, counted likewise."""
 
     coarse_decode: str | None = None
     """Where the scales before the last are decoded: "full" at every pixel of the picture, as published; "next" only at
@@ -32,6 +50,10 @@ class Options:
     patch: int = 128
     """Side, in latent cells, of the windows in which features are fused; the result does not depend on it."""
 
+    max_memory: str | int | None = None
+    """Most memory that refining may take beyond the program itself: bytes, or "2GiB", "1500MB". Tiles are planned to
+    stay below; results do not depend on it. None is no limit."""
+
     keep_scales: bool = False
     """Keep the probability after every scale in the result's ``scales``; needs memory for each."""
 
@@ -39,15 +61,27 @@ class Options:
     """Read pictures beyond 250 megapixels."""
 
     def __post_init__(self) -> None:
-        _one_of("decode", self.decode, DECODES)
+        if self.decode is not None:
+            one_of("decode", self.decode, DECODES)
+        one_of("first_pass", self.first_pass, FIRST_PASSES)
         if self.coarse_decode is not None:
-            _one_of("coarse_decode", self.coarse_decode, COARSE_DECODES)
-        for name, value in (("tile", 32 if self.tile is None else self.tile), ("patch", self.patch)):
-            if not isinstance(value, Integral) or isinstance(value, bool) or value < 32:
-                raise OptionError(f"{name}={value!r} is not possible; give a whole number of at least 32")
+            one_of("coarse_decode", self.coarse_decode, COARSE_DECODES)
+        least = {"tile": 32, "patch": 32, "stride": 1, "band": 1, "padding": 0}
+        for name, lowest in least.items():
+            value = getattr(self, name)
+            if name == "tile" and value is None:
+                continue
+            if not isinstance(value, Integral) or isinstance(value, bool) or value < lowest:
+                raise OptionError(f"{name}={value!r} is not possible; give a whole number of at least {lowest}")
+        _ = self.max_bytes  # what cannot be read is told here
         for name in ("keep_scales", "allow_large"):
             if not isinstance(getattr(self, name), bool):
                 raise OptionError(f"{name}={getattr(self, name)!r} is not possible; give True or False")
+
+    @property
+    def max_bytes(self) -> int | None:
+        """`max_memory` in bytes."""
+        return None if self.max_memory is None else parse_bytes(self.max_memory)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -84,6 +118,9 @@ class Cascade:
     coarse_decode: str = "full"
     """Default of the option of that name."""
 
+    decode: str = "dense"
+    """Default of the option of that name."""
+
     empty: float = 1.0
     """px; a mask with less foreground than this in all is taken for empty, as published. 0: only one without any."""
 
@@ -103,7 +140,7 @@ class Spec:
     network: str
     """Name of the network's class in `refine.models.NETWORKS`."""
 
-    arguments: dict[str, int]
+    arguments: dict[str, int | str]
     """Of that class."""
 
     cascade: Cascade
@@ -124,6 +161,17 @@ class Spec:
             ) from error
 
 
-def _one_of(name: str, value: object, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise OptionError(f"{name}={value!r} is unknown; known are {', '.join(known)}")
+_UNITS: Final = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+def parse_bytes(value: str | int) -> int:
+    """Bytes of a whole number, or of words like "2GiB", "1.5 GB", "800MB".
+
+    Raises `OptionError` for anything else.
+    """
+    if isinstance(value, Integral) and not isinstance(value, bool) and value > 0:
+        return int(value)
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", value.lower()) if isinstance(value, str) else None
+    if found is None or found[2] not in _UNITS or float(found[1]) == 0:
+        raise OptionError(f"max_memory={value!r} is not possible; give bytes, or a number with MB, GB, MiB or GiB")
+    return int(float(found[1]) * _UNITS[found[2]])

@@ -41,6 +41,10 @@ class EnsembleAxis:
         """The positions that a slice or an index tensor picks; cells stay global."""
         return EnsembleAxis(self.index[:, part], self.rel[:, part], self.q[part], self.cell)
 
+    def read(self) -> tuple[Tensor, Tensor]:
+        """The two cells (n,) int64 of each position, both rising."""
+        return self.index[0], self.index[1]
+
     def cells(self) -> tuple[int, int]:
         """First and last + 1 cell that any position reads."""
         return int(self.index.min()), int(self.index.max()) + 1
@@ -128,6 +132,10 @@ class LerpAxis:
         """The positions that a slice or an index tensor picks; cells stay global."""
         return LerpAxis(self.low[part], self.high[part], self.fraction[part], self.phase[part])
 
+    def read(self) -> tuple[Tensor, Tensor]:
+        """The two cells (n,) int64 of each position, both rising."""
+        return self.low, self.high
+
     def cells(self) -> tuple[int, int]:
         """First and last + 1 cell that any position reads."""
         return int(self.low.min()), int(self.high.max()) + 1
@@ -138,6 +146,10 @@ class LerpAxis:
 
     def to(self, device: torch.device | str) -> "LerpAxis":
         return LerpAxis(*(t.to(device) for t in (self.low, self.high, self.fraction, self.phase)))
+
+    def corners(self) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
+        """The lower and the upper cell of each query: index, place of the query relative to it in cells, weight."""
+        return (self.low, self.fraction, 1 - self.fraction), (self.high, self.fraction - 1, self.fraction)
 
     def interpolate(self, x: Tensor, dim: int) -> Tensor:
         """``x`` interpolated along ``dim``, in its dtype."""
@@ -169,9 +181,10 @@ class Samples:
             weight=weight,
         )
 
-    def reduce(self, x: Tensor, dim: int) -> Tensor:
-        """``x``, given at ``positions`` along ``dim``, at the samples."""
-        return interpolated(x, dim, self.low, self.high, self.weight)
+    @property
+    def table(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Where the samples lie between what is given at ``positions``: lower, upper, weight of the upper one."""
+        return self.low, self.high, self.weight
 
 
 Axis = EnsembleAxis | LerpAxis

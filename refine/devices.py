@@ -52,6 +52,19 @@ def _multiplies_bfloat16() -> bool:
     return any(bool(answer()) for answer in answers if answer)
 
 
+def share_threads() -> None:
+    """Let Numba's kernels use as many threads as torch does in this Python thread, and no more.
+
+    Numba's first parallel kernel would otherwise start as many as there are cores, and with OpenMP torch would inherit
+    that number.
+    """
+    import numba
+
+    threads = torch.get_num_threads()
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    torch.set_num_threads(threads)
+
+
 @contextmanager
 def peak_memory(device: torch.device) -> Iterator[Callable[[], int]]:
     """A function that gives the peak, in bytes, of the device's memory since here, or of the process on a CPU."""

@@ -6,8 +6,13 @@ decode    query the latent at the pixels
 result    probability, mask and report
 """
 
+import math
+import os
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -15,28 +20,50 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from refine.blocks import Blocks
 from refine.config import Options
-from refine.decode import probabilities
-from refine.devices import peak_memory, resolve_device, resolve_dtype, return_freed_memory
-from refine.features import latent_of
-from refine.frame import Frame
-from refine.io import Source
+from refine.decode import decode
+from refine.devices import peak_memory, resolve_device, resolve_dtype, return_freed_memory, share_threads
+from refine.errors import OptionError
+from refine.features import latent_at, whole_latent
+from refine.frame import Frame, View, scaled
+from refine.io import PathLike, Source
 from refine.loading import load_network
-from refine.prepare import prepare
-from refine.regions import Grid, at_next, dense, read_by_next
+from refine.plan import Plan, plan
+from refine.planes import Constant, Held, Interpolated, Plane, total
+from refine.prepare import mask_plane, prepare
+from refine.regions import Grid, Selection, at_next, bounding_boxes, dense, margin, read_by_next, select
 from refine.result import Refined, Report, ScaleReport
+from refine.slides import Slide, Workspace, write_mask_stream
+from refine.tiles import Window, cover
+
+
+@dataclass
+class _Counts:
+    """What was done at a scale."""
+
+    encode_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    decoded: int = 0
+    encoded: int = 0
 
 
 @dataclass
 class _Outcome:
-    """What a cascade leaves: the last probability, those of its scales if kept, and how it went."""
+    """What a cascade leaves: the last probabilities, those of its scales if kept, and how it went."""
 
-    probability: NDArray[np.float32]
+    last: Plane
     kept: dict[float, NDArray[np.float32]] = field(default_factory=dict)
     reports: list[ScaleReport] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+
+
+SMALL = 2**14  # queries of a window below which encoding by area gains nothing
+MOST = 0.4  # share of a window's queries above which it does not either
+
+Progress = Callable[[int, int], None]
+"""Is told tiles done and tiles in all."""
 
 
 class Refiner:
@@ -77,73 +104,213 @@ class Refiner:
 
         Raises `InputError` for arrays, `FileError` for files, `OptionError` for options that cannot be used.
         """
-        chosen = self.options.but(**options)
+        chosen = self._chosen(options)
+        share_threads()
         with torch.inference_mode(), peak_memory(self.device) as peak:
             started = self._now()
             pair = prepare(image, coarse_mask, allow_large=chosen.allow_large)
-            frame = Frame(pair, self.spec.cascade, self.device)
+            frame = Frame(Held(pair.image), Held(pair.mask), self.spec.cascade, self.device)
             prepared = self._now()
-            outcome = self._cascade(frame, chosen)
+            outcome = self._cascade(frame, chosen, self.plan(frame.original, **options))
+            probability = frame.cut(outcome.last)
             seconds = self._now() - started
-        report = Report(
+        report = self._report(frame, outcome, chosen, seconds, prepared - started, peak())
+        return Refined.of(probability, report, scales=outcome.kept)
+
+    def refine_file(
+        self,
+        image: PathLike,
+        coarse_mask: PathLike,
+        out: PathLike,
+        *,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> Report:
+        """Refine a mask in files of any size, window by window, and write it to ``out``.
+
+        image, coarse_mask: TIFF or BigTIFF, best tiled; the mask may be smaller. out: a TIFF, written whole or not at
+        all. What is done so far lies in a folder ``<out>.work`` beside it, from which the same call goes on after it
+        was interrupted or killed; it is removed at the end. Needs disk space for some 7 bytes per px there.
+
+        Gives what `refine` gives for the same files. Raises as `refine` does.
+        """
+        chosen = self._chosen(options)
+        if chosen.keep_scales or chosen.decode == "bbox":
+            given = "keep_scales" if chosen.keep_scales else "decode='bbox'"
+            raise OptionError(f"{given} needs the mask whole in memory; use refine(), or leave it out")
+        share_threads()
+        with torch.inference_mode(), peak_memory(self.device) as peak, ExitStack() as stack:
+            started = self._now()
+            picture, mask = (stack.enter_context(Slide(path)) for path in (image, coarse_mask))
+            plan = self.plan(picture.size, windowed=True, **options)
+            key = {
+                "files": [_identity(path) for path in (image, coarse_mask)],
+                "options": chosen.as_dict(),
+                "weights": [self.spec.model, self.weights_sha256, str(self.dtype)],
+                "tile": plan.tile,
+            }
+            store = stack.enter_context(Workspace(f"{os.fspath(out)}.work", key))
+            frame = Frame(picture, mask_plane(mask, picture.size), self.spec.cascade, self.device, store)
+            prepared = self._now()
+            outcome = self._cascade(frame, chosen, plan, progress)
+            last, pad, width = outcome.last, self.spec.cascade.pad, picture.size[1]
+
+            def rows(top: int, bottom: int) -> NDArray[np.bool_]:
+                band = Window(top, bottom, 0, width).moved(pad, pad)
+                return np.asarray(last.read(band) > 0.5)
+
+            write_mask_stream(out, picture.size, rows)
+            store.remove()
+            seconds = self._now() - started
+        return self._report(frame, outcome, chosen, seconds, prepared - started, peak())
+
+    def plan(self, size: tuple[int, int], *, windowed: bool = False, **options: Any) -> Plan:
+        """How a picture of ``size`` (H, W) would be refined, and with how much memory; `refine.plan.plan`."""
+        scales, pad = self.spec.cascade.at(*size), self.spec.cascade.pad
+        padded = (size[0] + 2 * pad, size[1] + 2 * pad)
+        sizes = tuple(scaled(padded, scale) for scale in scales)
+        return plan(self.network, padded, sizes, self._chosen(options), self.dtype, windowed=windowed)
+
+    def _chosen(self, changes: dict[str, Any]) -> Options:
+        """The options of a call, where None is the model's own choice."""
+        options, cascade = self.options.but(**changes), self.spec.cascade
+        return options.but(
+            decode=options.decode or cascade.decode, coarse_decode=options.coarse_decode or cascade.coarse_decode
+        )
+
+    def _cascade(self, frame: Frame, options: Options, plan: Plan, progress: Progress | None = None) -> _Outcome:
+        outcome = _Outcome(frame.mask)
+        if frame.is_empty(total(frame.mask), math.prod(frame.size)):
+            outcome.warnings.append("the coarse mask is all background, and so is the result")
+            outcome.last = Constant(0.0, frame.size)
+            return outcome
+        scales = self.spec.cascade.at(*frame.original)
+        sizes = [frame.scaled(scale) for scale in scales]
+        tell = _Told(progress, plan.tiles)
+        for scale, size, following in zip(scales, sizes, (*sizes[1:], None), strict=True):
+            grid = self._grid(frame, size, following, options)
+            step = partial(self._scale, frame, scale, size, outcome.last, options, plan.tile, tell)
+            p, report = step(grid, first=scale == scales[0])
+            if grid.samples and frame.may_be_empty(total(p)):  # too little is known to tell whether it is all empty
+                grid = dense(self.network, frame.size, size)
+                p, report = step(grid, first=scale == scales[0])
+            if not grid.samples and frame.is_empty(total(p), math.prod(p.size)):
+                p = Constant(0.0, p.size)
+                outcome.warnings.append(f"nothing of the mask was left at scale {scale:g}")
+            outcome.last = p if grid.samples is None else Interpolated(p, *(s.table for s in grid.samples))
+            outcome.reports.append(report)
+            if options.keep_scales:
+                outcome.kept[scale] = frame.cut(outcome.last)
+        return outcome
+
+    def _scale(
+        self,
+        frame: Frame,
+        scale: float,
+        size: tuple[int, int],
+        current: Plane,
+        options: Options,
+        tile: int,
+        tell: "_Told",
+        grid: Grid,
+        *,
+        first: bool,
+    ) -> tuple[Plane, ScaleReport]:
+        """Probabilities at a grid of queries, from the ``current`` ones."""
+        return_freed_memory()
+        view = View.of(frame, size, current, grid.rows, grid.columns)
+        store, counts = frame.store, _Counts()
+        name = f"scale-{scale:g}-{grid.shape[0]}x{grid.shape[1]}"
+        out = store.array(name, grid.shape, np.float32)
+        boxes = None
+        if options.decode == "bbox":
+            boxes = bounding_boxes(view.before.read(Window(0, grid.shape[0], 0, grid.shape[1])) > 0.5, options.padding)
+        for core in cover(*grid.shape, tile * grid.shape[0] // size[0], options.stride):
+            step = f"{name} {core.top} {core.left}"
+            if not store.done(step):
+                seen = core.grown(margin(options), *grid.shape).aligned(options.stride, *grid.shape)
+                here = None if boxes is None else boxes[seen.slices]
+                selection = select(view.before.read(seen), options, first=first, boxes=here)
+                # A strided pass needs the cells around the core, whose lines close its own.
+                window = core.grown(options.stride if selection.stride else 0, *grid.shape)
+                selection = selection.cut(window.moved(-seen.top, -seen.left))
+                if options.max_memory is not None:
+                    return_freed_memory()  # the last tile's, which may be of another size
+                out[core.slices] = self._decoded(view, window, core, selection, options, tile, counts)
+                store.mark(step, out)
+            tell()
+        cells = math.prod(self.network.tap_sizes(*size)[0])
+        times = counts.encode_seconds, counts.decode_seconds
+        kept = math.prod(grid.shape) - counts.decoded
+        return Held(out), ScaleReport(scale, size, *times, counts.decoded, kept, min(1.0, counts.encoded / cells))
+
+    def _decoded(
+        self,
+        view: View,
+        window: Window,
+        core: Window,
+        selection: Selection,
+        options: Options,
+        tile: int,
+        counts: _Counts,
+    ) -> NDArray[np.float32]:
+        """Probabilities of ``core``, of which ``window`` holds what it needs: the selected queries decoded."""
+        network = self.network
+        before = view.before.read(window)
+        inner = core.moved(-window.top, -window.left).slices
+        if not selection.area.any():
+            return before[inner]
+        started = self._now()
+        rows, columns = (axis[part] for axis, part in zip((view.rows, view.columns), window.slices, strict=True))
+        if selection.area.size <= SMALL or selection.area.mean() > MOST:
+            side = tile + 2 * options.stride + 4 * network.window  # the window in one piece
+            latent, first = whole_latent(network, view, window, dtype=self.dtype, tile=side, patch=options.patch)
+            cells = Blocks.around(latent, network.stride, first)
+        else:
+            cells = latent_at(network, view, window, selection.area, dtype=self.dtype)
+        encoded = self._now()
+        counts.encode_seconds += encoded - started
+        counts.encoded += cells.computed
+        guide = view.guide(window) if network.guided else None
+        if selection.everything:
+            p = decode(network, cells, rows, columns, None, guide)
+            counts.decoded += p[inner].size
+        else:
+            p = before.copy()
+            for points in (lambda: selection.points, lambda: selection.rest(before, p)):
+                chosen = points()
+                at = np.argwhere(chosen)
+                p[tuple(at.T)] = decode(network, cells, rows, columns, at, guide)
+                counts.decoded += int(chosen[inner].sum())
+        counts.decode_seconds += self._now() - encoded
+        return p[inner]
+
+    def _grid(self, frame: Frame, size: tuple[int, int], following: tuple[int, int] | None, options: Options) -> Grid:
+        """The queries of a scale of ``size``: those that the scale of size ``following`` reads, or all pixels."""
+        if following is None:
+            return dense(self.network, frame.size, size)
+        if options.coarse_decode == "next":
+            return at_next(self.network, frame.size, size, following)
+        if self.spec.cascade.resize == "corners" and options.decode == "dense" and not options.keep_scales:
+            return read_by_next(self.network, frame.size, size, following)
+        return dense(self.network, frame.size, size)
+
+    def _report(
+        self, frame: Frame, outcome: _Outcome, options: Options, seconds: float, preparing: float, peak: int
+    ) -> Report:
+        return Report(
             model=self.spec.model,
             weights=self.weights_sha256,
             device=str(self.device),
             dtype=str(self.dtype).removeprefix("torch."),
-            size=outcome.probability.shape,
-            prepare_seconds=prepared - started,
+            size=frame.original,
+            prepare_seconds=preparing,
             scales=tuple(outcome.reports),
             seconds=seconds,
-            peak_memory=peak(),
-            options=chosen.as_dict(),
+            peak_memory=peak,
+            options=options.as_dict(),
             warnings=tuple(outcome.warnings),
         )
-        return Refined.of(outcome.probability, report, scales=outcome.kept)
-
-    def _cascade(self, frame: Frame, options: Options) -> _Outcome:
-        mask, outcome = frame.mask, _Outcome(np.zeros(frame.original, np.float32))
-        if frame.is_empty((mask + 1) / 2):
-            outcome.warnings.append("the coarse mask is all background, and so is the result")
-            return outcome
-        scales = self.spec.cascade.at(*frame.original)
-        sizes = [frame.scaled(scale) for scale in scales]
-        for scale, size, following in zip(scales, sizes, (*sizes[1:], None), strict=True):
-            started = self._now()
-            x = frame.input(size, mask)
-            tile = options.tile or self.network.tile
-            return_freed_memory()
-            latent = latent_of(self.network, x, dtype=self.dtype, tile=tile, patch=options.patch)
-            return_freed_memory()
-            encoded = self._now()
-            grid = self._grid(frame, size, following, options)
-            p = self._queried(frame, latent, grid, x)
-            if grid.samples and frame.may_be_empty(p):  # too little is known to tell whether the whole mask is empty
-                grid = dense(self.network, frame.size, size)
-                p = self._queried(frame, latent, grid, x)
-            if not grid.samples and frame.is_empty(p):
-                p = torch.zeros_like(p)
-                outcome.warnings.append(f"nothing of the mask was left at scale {scale:g}")
-            mask = grid.mask(p)
-            decoded = self._now()
-            outcome.reports.append(ScaleReport(scale, size, encoded - started, decoded - encoded, p.numel(), 0))
-            if options.keep_scales:
-                outcome.kept[scale] = frame.cut(p)
-        outcome.probability = frame.cut(p)
-        return outcome
-
-    def _queried(self, frame: Frame, latent: Tensor, grid: Grid, x: Tensor) -> Tensor:
-        guide = frame.guide(grid.shape, x) if self.network.guided else None
-        return probabilities(self.network, latent, grid, guide)
-
-    def _grid(self, frame: Frame, size: tuple[int, int], following: tuple[int, int] | None, options: Options) -> Grid:
-        """The pixels to decode at a scale of ``size``: those that the scale of size ``following`` reads, or all."""
-        if following is None:
-            return dense(self.network, frame.size, size)
-        if (options.coarse_decode or self.spec.cascade.coarse_decode) == "next":
-            return at_next(self.network, frame.size, size, following)
-        if self.spec.cascade.resize == "corners" and not options.keep_scales:
-            return read_by_next(self.network, frame.size, size, following)
-        return dense(self.network, frame.size, size)
 
     def _now(self) -> float:
         """Seconds, once the device has done what it was given."""
@@ -152,6 +319,27 @@ class Refiner:
         elif self.device.type == "mps":
             torch.mps.synchronize()
         return time.perf_counter()
+
+
+@dataclass
+class _Told:
+    """Counts tiles for who wants to know."""
+
+    progress: Progress | None
+    tiles: int
+    done: int = 0
+
+    def __call__(self) -> None:
+        self.done += 1
+        if self.progress is not None:
+            self.progress(min(self.done, self.tiles), self.tiles)
+
+
+def _identity(path: PathLike) -> list[str | int]:
+    """What tells a file from another one, or from itself at another time."""
+    file = Path(os.fsdecode(path)).resolve()
+    stat = file.stat()
+    return [str(file), stat.st_size, stat.st_mtime_ns]
 
 
 _kept: dict[tuple[object, ...], Refiner] = {}

@@ -19,3 +19,9 @@ class OptionError(RefineError, ValueError):
 
 class WeightsError(RefineError):
     """Weights that are missing, damaged or belong to another model; the message names what is missing."""
+
+
+def one_of(name: str, value: object, known: tuple[str, ...]) -> None:
+    """Raises `OptionError` where ``value`` is none of the ``known`` ones."""
+    if value not in known:
+        raise OptionError(f"{name}={value!r} is unknown; known are {', '.join(known)}")

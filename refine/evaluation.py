@@ -1,4 +1,5 @@
-"""Measuring a refiner against ground truth: BIG's layout and protocol, a table, and a sheet of pictures to look at.
+"""Measuring a refiner against ground truth: BIG's layout and protocol, a table, a sheet of pictures to look at, and
+comparisons with other evaluations.
 
 A set is a folder of ``<name>_im.*``, ``<name>_gt.png`` and ``<name>_seg.png``: picture, truth and coarse mask. Truth
 and coarse mask are set where > 128, alpha mattes too. Per set: IoU is pooled (the sum of the intersections over the
@@ -9,9 +10,9 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Self
 
 import cv2
 import numpy as np
@@ -27,6 +28,8 @@ from refine.prepare import as_image, as_mask
 Mask = NDArray[np.bool_]  # (H, W)
 Picture = NDArray[Any]  # (H, W, 3) uint8 RGB; OpenCV's type hints lose the type of the elements
 RefineFunction = Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]
+
+ITEMS: Final = "items.jsonl"  # of an evaluation's folder: a line a picture
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Row:
     """One picture, before and after."""
 
     set: str
-    item: Item
+    name: str
     coarse: Score
     refined: Score
     seconds: float  # inside the refiner
@@ -69,13 +72,27 @@ class Row:
         return self.refined.iou - self.coarse.iou
 
     def as_dict(self) -> dict[str, object]:
-        """For a line of JSON; figures in [0, 1]."""
+        """For a line of JSON, which `from_dict` reads; figures in [0, 1]."""
         scores = {
             f"{figure}_{when}": getattr(score, figure)
             for when, score in (("coarse", self.coarse), ("refined", self.refined))
             for figure in ("iou", "mba", "intersection", "union")
         }
-        return {"set": self.set, "name": self.item.name, **scores, "seconds": self.seconds}
+        return {"set": self.set, "name": self.name, **scores, "seconds": self.seconds}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Raises KeyError, TypeError or ValueError for what `as_dict` cannot have made."""
+        coarse, refined = (
+            Score(**{field.name: values[f"{field.name}_{when}"] for field in fields(Score)})
+            for when in ("coarse", "refined")
+        )
+        row = cls(values["set"], values["name"], coarse, refined, values["seconds"])
+        if not (isinstance(row.set, str) and isinstance(row.name, str) and row.seconds > 0):
+            raise ValueError("no picture, or no time")
+        if not all(0 <= s.intersection <= s.union and 0 <= s.mba <= 1 for s in (coarse, refined)):
+            raise ValueError("impossible figures")
+        return row
 
 
 def find_sets(folders: Iterable[Path]) -> list[Path]:
@@ -96,13 +113,19 @@ def find_sets(folders: Iterable[Path]) -> list[Path]:
 
 
 def find_items(folder: Path) -> list[Item]:
-    """The pictures of a set by name. Raises FileError where there is none, or a truth or coarse mask is missing."""
+    """The pictures of a set by name.
+
+    Raises FileError where there is none, two share a name, or a truth or coarse mask is missing.
+    """
     items = [
         Item(name, image, folder / f"{name}{TRUTH_ENDING}.png", folder / f"{name}{MASK_ENDING}.png")
         for name, image in big_images(folder, IMAGE_SUFFIXES)
     ]
     if not items:
         raise FileError(f"no *_im.* in {str(folder)!r}; give a folder of *_im.*, *_gt.png and *_seg.png")
+    name, number = Counter(item.name for item in items).most_common(1)[0]
+    if number > 1:
+        raise FileError(f"{str(folder)!r} holds {number} pictures called {name!r}; keep one")
     missing = [path.name for item in items for path in (item.truth, item.coarse) if not path.is_file()]
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
@@ -141,7 +164,7 @@ def evaluate(
         start = time.perf_counter()
         refined = refiner(image, coarse)
         seconds = time.perf_counter() - start
-        row = Row(name, item, score(as_binary(coarse), truth), score(refined, truth), seconds)
+        row = Row(name, item.name, score(as_binary(coarse), truth), score(refined, truth), seconds)
         rows.append(row)
         if seen is not None:
             seen(row, np.asarray(refined, bool))
@@ -194,7 +217,7 @@ def summarise(rows: Sequence[Row]) -> list[Summary]:
                 iou_refined=_pooled(after),
                 mba_refined=_mean_mba(after),
                 worst_change=100 * worst.iou_change,
-                worst_name=worst.item.name,
+                worst_name=worst.name,
                 seconds=sum(row.seconds for row in of_set) / len(of_set),
             )
         )
@@ -245,15 +268,15 @@ def evaluate_command(
     from refine.engine import Refiner  # here, so that scoring alone needs no network
 
     sets = find_sets(data)
-    for folder in sets:
-        find_items(folder)  # all that is missing shows before the work
+    # All that is missing shows before the work.
+    items = {(folder.name, item.name): item for folder in sets for item in find_items(folder)}
     if out is not None:
         check_folder(out)
     refiner = Refiner(model=model, weights=weights, device=device, dtype=dtype, **options)
-    masks: dict[Path, tuple[NDArray[np.uint8], tuple[int, ...]]] = {}  # a bit a pixel
+    masks: dict[tuple[str, str], tuple[NDArray[np.uint8], tuple[int, ...]]] = {}  # a bit a pixel
 
     def keep(row: Row, refined: Mask) -> None:
-        masks[row.item.image] = np.packbits(refined), refined.shape
+        masks[row.set, row.name] = np.packbits(refined), refined.shape
 
     def refine(image: NDArray[Any], coarse: NDArray[Any]) -> NDArray[Any]:
         return refiner.refine(image, coarse).mask
@@ -262,22 +285,137 @@ def evaluate_command(
     print(table(rows))
     if out is None:
         return rows
-    _write_text(out / "items.jsonl", "".join(json.dumps(row.as_dict()) + "\n" for row in rows))
+    _write_text(out / ITEMS, "".join(json.dumps(row.as_dict()) + "\n" for row in rows))
     _write_text(out / "table.md", table(rows) + "\n")
     for name in dict.fromkeys(row.set for row in rows):
         ordered = sorted((row for row in rows if row.set == name), key=lambda row: row.iou_change)
         panels = []
         for which, row in (("worst", ordered[0]), ("median", ordered[(len(ordered) - 1) // 2])):
-            packed, shape = masks[row.item.image]
+            packed, shape = masks[row.set, row.name]
             refined = np.unpackbits(packed, count=int(np.prod(shape))).reshape(shape).astype(bool)
-            image, coarse, truth = read(row.item)
+            image, coarse, truth = read(items[row.set, row.name])
             title = (
-                f"{name}: {which}, {row.item.name}, IoU {100 * row.coarse.iou:.1f} -> {100 * row.refined.iou:.1f}, "
+                f"{name}: {which}, {row.name}, IoU {100 * row.coarse.iou:.1f} -> {100 * row.refined.iou:.1f}, "
                 f"mBA {100 * row.coarse.mba:.1f} -> {100 * row.refined.mba:.1f}"
             )
             panels.append(sheet(image, as_binary(coarse), refined, truth, title=title))
         write_image(out / f"{name}.png", np.vstack(panels))
     return rows
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """The rows that an evaluation wrote into a folder, in their order.
+
+    Raises FileError for a folder without them, a damaged line, or a picture that is there twice.
+    """
+    path = folder / ITEMS
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise FileError(
+            f"no {ITEMS} to read in {str(folder)!r} ({error.strerror}); give a folder that refine-cli evaluate -o wrote"
+        ) from error
+    rows = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = Row.from_dict(json.loads(line))
+        except (KeyError, TypeError, ValueError) as error:
+            raise FileError(f"{path}: line {number} is damaged ({error}); evaluate these pictures again") from error
+        if (row.set, row.name) in rows:
+            raise FileError(f"{path}: line {number} is {row.set}/{row.name} once more; evaluate these pictures again")
+        rows[row.set, row.name] = row
+    if not rows:
+        raise FileError(f"{path}: holds no pictures; evaluate some")
+    return list(rows.values())
+
+
+@dataclass(frozen=True)
+class Change:
+    """A set's figures in two evaluations of the same pictures: IoU pooled and mBA averaged, of refined masks."""
+
+    set: str
+    pictures: int
+    iou_base: float  # in %
+    mba_base: float
+    iou_change: float  # of the other evaluation, in points
+    mba_change: float
+    worst_change: float  # lowest gain of a picture's own IoU, in points
+    worst_name: str
+    seconds_ratio: float  # the other's over the base's
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An evaluation beside another one of the same pictures."""
+
+    base: str
+    run: str
+    changes: tuple[Change, ...]
+
+    @property
+    def largest_iou_change(self) -> float:
+        """The largest absolute change of a set's IoU, in points."""
+        return max(abs(change.iou_change) for change in self.changes)
+
+    @property
+    def largest_mba_change(self) -> float:
+        """The largest absolute change of a set's mBA, in points."""
+        return max(abs(change.mba_change) for change in self.changes)
+
+    def as_dict(self) -> dict[str, object]:
+        """JSON-ready."""
+        largest = {name: getattr(self, name) for name in ("largest_iou_change", "largest_mba_change")}
+        return {**asdict(self), **largest}
+
+    def table(self) -> str:
+        """A Markdown table with a row a set: IoU / mBA in %, changes in points; below it the largest changes."""
+        lines = [
+            f"{self.run} beside {self.base}",
+            "",
+            "| set | pictures | base IoU/mBA | change IoU/mBA | worst picture's IoU | seconds ratio |",
+            "|---|---|---|---|---|---|",
+        ]
+        for c in self.changes:
+            figures = (
+                f"{c.iou_base:.2f}/{c.mba_base:.2f}",
+                f"{c.iou_change:+.4f}/{c.mba_change:+.4f}",
+                f"{c.worst_change:+.4f} ({c.worst_name})",
+            )
+            lines.append(f"| {c.set} | {c.pictures} | {' | '.join(figures)} | {c.seconds_ratio:.3f} |")
+        largest = f"IoU {self.largest_iou_change:.4f}, mBA {self.largest_mba_change:.4f}"
+        return "\n".join((*lines, "", f"largest change of a set: {largest}"))
+
+
+def compare(base: Path, run: Path) -> Comparison:
+    """The evaluation in the folder ``run`` beside the one in ``base``, set by set in the base's order.
+
+    Raises FileError as `read_rows`, and OptionError where the two do not hold the same pictures.
+    """
+    before, after = ({(row.set, row.name): row for row in read_rows(folder)} for folder in (base, run))
+    for folder, missing in ((run, before.keys() - after.keys()), (base, after.keys() - before.keys())):
+        if missing:
+            names = ", ".join(f"{set_}/{name}" for set_, name in sorted(missing)[:3])
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            raise OptionError(f"{str(folder)!r} lacks {names}{more}; compare evaluations of the same pictures")
+    changes = []
+    for b, r in zip(summarise(list(before.values())), summarise([after[key] for key in before]), strict=True):
+        of_set = [key for key in before if key[0] == b.set]
+        own = {key[1]: 100 * (after[key].refined.iou - before[key].refined.iou) for key in of_set}
+        worst = min(own, key=own.__getitem__)
+        changes.append(
+            Change(
+                set=b.set,
+                pictures=b.pictures,
+                iou_base=b.iou_refined,
+                mba_base=b.mba_refined,
+                iou_change=r.iou_refined - b.iou_refined,
+                mba_change=r.mba_refined - b.mba_refined,
+                worst_change=own[worst],
+                worst_name=worst,
+                seconds_ratio=r.seconds / b.seconds,
+            )
+        )
+    return Comparison(str(base), str(run), tuple(changes))
 
 
 def _write_text(path: Path, text: str) -> None:

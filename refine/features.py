@@ -1,31 +1,83 @@
-"""Picture and mask to latent, tile by tile: the encoder's taps of a tile live only while its latent cells are made.
+"""Picture and mask to latent: whole windows, or only the cells that queries read.
 
-Tiling is exact. A latent cell depends on a finite area (identity f), so a tile with the network's halo around it gives
-the values of the whole; real borders keep their zero padding, because a halo ends where the picture does. Within a tile
-the features are fused patch by patch (identity e, the thesis' memory flattening), so that the wide maps of that step
-never exist at full size.
+Both are exact. A latent cell depends on a finite area (identity f), so a window with the network's halo around it gives
+the values of the whole; real borders keep their zero padding, because a halo ends where the picture does.
 """
 
+from dataclasses import replace
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from refine.blocks import FINE, Blocks
+from refine.coords import Axis
+from refine.frame import View
 from refine.models import Network
-from refine.tiles import cover
+from refine.tiles import Window, cover
 
 
-def latent_of(network: Network, x: Tensor, *, dtype: torch.dtype, tile: int, patch: int) -> Tensor:
-    """Latent (1, C, ceil(h / stride), ceil(w / stride)) of an input (1, channels, h, w), in ``dtype``.
+def whole_latent(
+    network: Network, view: View, window: Window, *, dtype: torch.dtype, tile: int, patch: int
+) -> tuple[Tensor, tuple[int, int]]:
+    """Latent (1, C, h, w) of the cells that the queries in a window of the grid read, and the first of them (y, x).
 
-    tile: px of input that the encoder takes at once, halo excluded; patch: latent cells that are fused at once.
+    The encoder takes ``tile`` px of input at once, halo excluded, and its taps live only while its cells are made, by
+    ``patch`` cells at once (identity e, the thesis' memory flattening), so that no wide map exists at full size.
     """
-    height, width = x.shape[-2:]
+    height, width = view.size
     sizes = network.tap_sizes(height, width)
-    shape = (1, network.latent_channels, *sizes[0])
-    out = torch.empty(shape, dtype=dtype, device=x.device).contiguous(memory_format=torch.channels_last)
-    for core in cover(height, width, tile, network.window):
+    ends = [axis[part].cells() for axis, part in zip((view.rows, view.columns), window.slices, strict=True)]
+    multiple = network.window // network.stride
+    (top, bottom), (left, right) = ((a // multiple * multiple, b) for a, b in ends)
+    channels = network.latent_channels
+    out = torch.empty(1, channels, bottom - top, right - left, dtype=dtype, device=view.frame.device)
+    out = out.contiguous(memory_format=torch.channels_last)
+    pixels = Window(*(n * network.stride for n in (top, bottom, left, right)))
+    for core in cover(
+        min(pixels.bottom, height) - pixels.top, min(pixels.right, width) - pixels.left, tile, network.window
+    ):
+        core = core.moved(pixels.top, pixels.left)
         area = core.grown(network.halo, height, width)
-        taps = network.encode(x[(..., *area.slices)].to(dtype))
+        taps = network.encode(view.input(area).to(dtype))
         origin = (area.top // network.stride, area.left // network.stride)
-        for window in core.divided(network.stride).split(patch):
-            out[(..., *window.slices)] = network.fuse(taps, sizes=sizes, origin=origin, window=window)
-    return out
+        for cells in core.divided(network.stride).split(patch):
+            part = cells.moved(-top, -left)
+            out[(..., *part.slices)] = network.fuse(taps, sizes=sizes, origin=origin, window=cells)
+    return out, (top, left)
+
+
+def latent_at(network: Network, view: View, window: Window, wanted: NDArray[np.bool_], *, dtype: torch.dtype) -> Blocks:
+    """The latent's cells that ``wanted`` queries (n, m) of a window of the grid read, and no others.
+
+    Every stage of the encoder runs on the area that it needs for them; see `refine.blocks`.
+    """
+    height, width = view.size
+    rows, columns = view.rows[window.slices[0]], view.columns[window.slices[1]]
+    per = FINE // network.stride
+    needed = _squares(_squares(wanted, rows, per, 0), columns, per, 1)  # from square 0 of the picture on
+    ys, xs = (np.flatnonzero(needed.any(axis)) * FINE for axis in (1, 0))
+    core = Window(int(ys[0]), min(int(ys[-1]) + FINE, height), int(xs[0]), min(int(xs[-1]) + FINE, width))
+    area = core.grown(network.halo, height, width).aligned(network.window, height, width)
+    local = needed[area.top // FINE : -(-area.bottom // FINE), area.left // FINE : -(-area.right // FINE)]
+    origin = (area.top // network.stride, area.left // network.stride)
+    sizes = network.tap_sizes(height, width)
+    latent = network.encode_area(view.input(area).to(dtype), local, sizes=sizes, origin=origin)
+    return replace(latent, origin=origin)
+
+
+def _squares(wanted: NDArray[np.bool_], axis: Axis, per: int, dim: int) -> NDArray[np.bool_]:
+    """Whether any of the ``wanted`` queries along ``dim`` reads a cell of each square of ``per`` cells."""
+    found = None
+    for cells in axis.read():
+        square = cells.numpy() // per  # rising
+        starts = np.flatnonzero(np.diff(square, prepend=-1))
+        shape = list(wanted.shape)
+        shape[dim] = int(axis.read()[1].max()) // per + 1
+        out = np.zeros(shape, np.uint8)
+        index = (slice(None),) * dim + (square[starts],)
+        out[index] = np.maximum.reduceat(wanted.view(np.uint8), starts, dim)
+        found = out if found is None else found | out
+    assert found is not None
+    return found.view(bool)

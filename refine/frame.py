@@ -1,96 +1,151 @@
-"""A checked pair as the cascade reads it: padded, normalised, at any scale; and back to the picture."""
+"""A checked pair as the cascade reads it: with its border, at any scale, by windows."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from refine.config import Cascade
-from refine.prepare import Pair
+from refine.coords import Axis, LerpAxis, corner_aligned
+from refine.planes import Interpolated, Memory, Plane, Reduced, Reflected, Store, kept
+from refine.tiles import Window
 
 
 class Frame:
-    """A picture with its border, on a device, at the scales of a cascade; it keeps what undoing the border needs.
+    """A picture and its coarse mask with the cascade's border around them.
 
-    A side shorter than the border is reflected repeatedly, as numpy's pad does.
+    image: a plane of (h, w, 3) uint8; mask: one of (h, w) float32 in [0, 1], of the same size. store: where reduced
+    pictures and masks are kept.
     """
 
-    def __init__(self, pair: Pair, cascade: Cascade, device: torch.device) -> None:
-        self.coarse = pair.mask
-        self.original: tuple[int, int] = pair.mask.shape  # type: ignore[assignment]
-        self.cascade, self.device = cascade, device
-        border = ((cascade.pad, cascade.pad), (cascade.pad, cascade.pad))
-        self._image = np.pad(pair.image, (*border, (0, 0)), mode="reflect") if cascade.pad else pair.image
-        mask = np.pad(pair.mask, border, mode="reflect") if cascade.pad else pair.mask
-        self.mask: Tensor = self._tensor(mask) * 2 - 1  # (H, W) in [-1, 1], border included
-        self.size: tuple[int, int] = mask.shape
-        self._last: Tensor | None = None
+    def __init__(
+        self, image: Plane, mask: Plane, cascade: Cascade, device: torch.device, store: Store | None = None
+    ) -> None:
+        self.store: Store = store or Memory()
+        self.original, self.cascade, self.device = image.size, cascade, device
+        self.image, self.mask = (Reflected(p, cascade.pad) if cascade.pad else p for p in (image, mask))
+        self.size = self.image.size
+        self._pictures: dict[tuple[int, int], Plane] = {self.size: self.image}
 
     def scaled(self, scale: float) -> tuple[int, int]:
-        """Size (h, w) of the padded picture at ``scale``; halves are rounded to even."""
-        height, width = (max(1, round(side * scale)) for side in self.size)
-        return height, width
+        """Size (h, w) of the picture with its border at ``scale``; halves are rounded to even."""
+        return scaled(self.size, scale)
 
-    def input(self, size: tuple[int, int], mask: Tensor) -> Tensor:
-        """The network's input (1, 4, h, w) float32: the picture and ``mask`` (any size, in [-1, 1]) at ``size``."""
-        return torch.cat((self._picture(size), self._resized(mask[None, None], size)), 1)
+    def picture(self, size: tuple[int, int]) -> Plane:
+        """The picture at ``size``; kept, since a scale's queries lie on the next one's samples."""
+        if size not in self._pictures:
+            picture = self.resized(self.image, size)
+            self._pictures[size] = self.kept(picture, f"picture-{size[0]}x{size[1]}")
+        return self._pictures[size]
 
-    def guide(self, size: tuple[int, int], x: Tensor) -> Tensor:
-        """What queries on a grid of ``size`` read of their own pixel: the picture there and the mask of input ``x``."""
-        if x.shape[-2:] == size:
-            return x
-        mask = F.interpolate(x[:, -1:], size=size, mode="bilinear", align_corners=False)
-        return torch.cat((self._picture(size), mask), 1)
+    def kept(self, plane: Plane, name: str) -> Plane:
+        """The plane, held if reading it costs more than a look at its own pixels."""
+        return kept(plane, self.store, name) if isinstance(plane, Reduced) else plane
 
-    def is_empty(self, p: Tensor) -> bool:
-        """Whether probabilities on a grid over the picture come to less foreground than counts.
+    def resized(self, plane: Plane, size: tuple[int, int]) -> Plane:
+        """A plane over the picture at ``size``, as the cascade reduces or enlarges."""
+        if plane.size == size:
+            return plane
+        if self.cascade.resize == "corners":
+            rows, columns = (corner_aligned(n, m, 0, m) for n, m in zip(plane.size, size, strict=True))
+            return Interpolated(plane, rows, columns)
+        if all(m <= n for n, m in zip(plane.size, size, strict=True)):
+            return Reduced(plane, size)
+        axes = (LerpAxis.between(m, n, 1, n) for n, m in zip(plane.size, size, strict=True))
+        rows, columns = ((axis.low, axis.high, axis.fraction) for axis in axes)
+        return Interpolated(plane, rows, columns)
+
+    def is_empty(self, foreground: float, samples: int) -> bool:
+        """Whether probabilities of that sum, at so many places over the picture, are less foreground than counts.
 
         As published sum(mask + 1) < 2, which is less than one pixel.
         """
-        foreground = float(p.sum()) * (self.size[0] * self.size[1] / p.numel())
-        return foreground < self.cascade.empty or foreground == 0
+        return foreground == 0 or foreground * (self.size[0] * self.size[1] / samples) < self.cascade.empty
 
-    def may_be_empty(self, p: Tensor) -> bool:
-        """Whether probabilities at some of the pixels leave it open that all come to less foreground than counts."""
-        return float(p.sum()) < self.cascade.empty
+    def may_be_empty(self, foreground: float) -> bool:
+        """Whether probabilities of that sum at some of the pixels leave it open that there is less than counts."""
+        return foreground < self.cascade.empty
 
-    def cut(self, p: Tensor) -> NDArray[np.float32]:
-        """Probabilities (n, m) over the frame without its border, (H, W); enlarged first if on a coarser grid."""
-        if p.shape != self.size:
-            p = F.interpolate(p[None, None], size=self.size, mode="bilinear", align_corners=False)[0, 0]
+    def cut(self, p: Plane) -> NDArray[np.float32]:
+        """Probabilities over the frame without its border, (H, W); enlarged first if on a coarser grid."""
         pad, (height, width) = self.cascade.pad, self.original
-        return np.ascontiguousarray(p[pad : pad + height, pad : pad + width].float().cpu().numpy())
+        return np.ascontiguousarray(self.resized(p, self.size).read(Window(pad, pad + height, pad, pad + width)))
 
-    def _picture(self, size: tuple[int, int]) -> Tensor:
-        """The picture at ``size``; a guide's is kept, since it is the next scale's."""
-        if self._last is None or self._last.shape[-2:] != size:
-            self._last = self._normalised(size)
-        return self._last
 
-    def _normalised(self, size: tuple[int, int]) -> Tensor:
-        if self.cascade.resize == "area":
-            image = self._image
-            if size != self.size:
-                image = np.asarray(cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA), np.uint8)
-            x = self._tensor(image).permute(2, 0, 1)[None].float()
-        else:
-            x = self._resized(self._tensor(self._image).permute(2, 0, 1)[None].float(), size)
-        mean, std = (
-            torch.tensor(v, device=self.device).view(1, 3, 1, 1) for v in (self.cascade.mean, self.cascade.std)
-        )
-        return x.div_(255).sub_(mean).div_(std)
+def scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    """A size (h, w), border included, at ``scale``; halves are rounded to even."""
+    height, width = (max(1, round(side * scale)) for side in size)
+    return height, width
 
-    def _tensor(self, array: NDArray[Any]) -> Tensor:
-        # The caller's own array may be read-only, which torch cannot express; it is only read here.
-        return torch.from_numpy(np.require(array, requirements="W")).to(self.device)
 
-    def _resized(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        if x.shape[-2:] == size:
-            return x
-        if self.cascade.resize == "area":
-            return F.interpolate(x, size=size, mode="area")
-        return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
+@dataclass(frozen=True)
+class View:
+    """One scale of a frame: what the network reads, and the grid of its queries.
+
+    size: (h, w) px of the network's input; mask: probabilities at that size; rows, columns: the queries' axes.
+    before: probabilities at the queries before they are decoded. read: those of the network's input there, which are
+    smoother where ``before`` was known more finely.
+    """
+
+    frame: Frame
+    size: tuple[int, int]
+    mask: Plane
+    rows: Axis
+    columns: Axis
+    before: Plane
+    read: Plane
+
+    @classmethod
+    def of(cls, frame: Frame, size: tuple[int, int], current: Plane, rows: Axis, columns: Axis) -> "View":
+        """The view at ``size`` of probabilities ``current`` at any size, with the queries ``rows`` x ``columns``.
+
+        A query's value before is the current one where it is known there, else that of the network's input.
+        """
+        mask = frame.resized(current, size)
+        mask = frame.kept(mask, f"mask-{size[0]}x{size[1]}")
+        grid = (len(rows), len(columns))
+        read = frame.resized(mask, grid)
+        return cls(frame, size, mask, rows, columns, current if current.size == grid else read, read)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return len(self.rows), len(self.columns)
+
+    def input(self, window: Window) -> Tensor:
+        """The network's input (1, 4, h, w) float32 in a window of the scaled picture: colour, then mask."""
+        return self._together(self.frame.picture(self.size).read(window), self.mask.read(window))
+
+    def guide(self, window: Window) -> Callable[[NDArray[np.int64]], Tensor]:
+        """What queries in a window of the grid read of their own pixel: (N, 4) of points (N, 2) of the window."""
+        picture, mask = self.frame.picture(self.grid).read(window), self.read.read(window)
+
+        def at(points: NDArray[np.int64]) -> Tensor:
+            y, x = points.T
+            return self._together(picture[y, x][None], mask[y, x][None])[0, :, 0].T
+
+        return at
+
+    @cached_property
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        cascade, device = self.frame.cascade, self.frame.device
+        scale = 1 / (255 * torch.tensor(cascade.std, device=device))
+        return scale.view(3, 1, 1), (-torch.tensor(cascade.mean, device=device) * 255 * scale).view(3, 1, 1)
+
+    def _together(self, picture: NDArray[Any], mask: NDArray[np.float32]) -> Tensor:
+        height, width = mask.shape
+        x = torch.empty(1, 4, height, width, device=self.frame.device)
+        scale, shift = self._statistics
+        colour = _tensor(picture).to(self.frame.device).permute(2, 0, 1)
+        torch.addcmul(shift, colour.float(), scale, out=x[0, :3])
+        torch.mul(_tensor(mask).to(self.frame.device), 2, out=x[0, 3]).sub_(1)
+        return x
+
+
+def _tensor(array: NDArray[Any]) -> Tensor:
+    # The caller's own array may be read-only, which torch cannot express; it is only read here.
+    return torch.from_numpy(np.require(array, requirements="W"))

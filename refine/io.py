@@ -89,7 +89,7 @@ def read_mask(source: Source, *, allow_large: bool = False) -> Array:
     """
     raster, name = _raster(source, "mask", allow_large)
     if raster.palette is not None:
-        return _palette_values(raster.samples, raster.palette, name)
+        return palette_values(raster.samples, raster.palette, name)
     return grey(raster.samples, name)
 
 
@@ -168,7 +168,7 @@ def grey(samples: Array, name: str) -> Array:
     return values
 
 
-def _palette_values(indices: NDArray[np.uint8], palette: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
+def palette_values(indices: NDArray[np.uint8], palette: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
     used = np.flatnonzero(cv2.calcHist([indices], [0], None, [256], [0, 256]))
     if (palette[used] == palette[used, :1]).all():
         return cv2.LUT(indices, palette[:, 0].copy()).astype(np.uint8, copy=False)
@@ -186,16 +186,16 @@ def _some(values: Array) -> str:
 
 
 @dataclass(frozen=True)
-class _Raster:
+class Raster:
     samples: Array  # (H, W) or (H, W, 2..4), in the displayed frame
     palette: NDArray[np.uint8] | None = None  # (256, 3) RGB; the samples are then uint8 indices
 
 
-def _raster(source: Source, kind: str, allow_large: bool) -> tuple[_Raster, str]:
+def _raster(source: Source, kind: str, allow_large: bool) -> tuple[Raster, str]:
     """Samples of a path or PIL image, and the name under which messages speak of it."""
     formats = _FORMATS[kind]
     if isinstance(source, Image.Image):
-        with _decoding(kind, formats):
+        with decoding(kind, formats):
             return _pillow_raster(source, kind, allow_large), kind
     try:
         path = Path(os.fsdecode(source))
@@ -207,12 +207,12 @@ def _raster(source: Source, kind: str, allow_large: bool) -> tuple[_Raster, str]
         message = f"{kind}: given a {given.__module__}.{given.__qualname__}; accepted are {_ARRAYS}; {remedy}"
         raise InputError(message) from None
     name = str(path)
-    with _open(path, name, formats) as file:
+    with opened(path, name, formats) as file:
         head = file.read(32)
         file.seek(0)
-        with _decoding(name, formats):
+        with decoding(name, formats):
             if head.startswith(b"\x93NUMPY") and kind == "mask":
-                return _Raster(_read_npy(path, name, allow_large)), name
+                return Raster(_read_npy(path, name, allow_large)), name
             if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
                 return _tiff_raster(file, name, allow_large), name
             if head.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -221,7 +221,7 @@ def _raster(source: Source, kind: str, allow_large: bool) -> tuple[_Raster, str]
 
 
 @contextmanager
-def _open(path: Path, name: str, formats: str) -> Iterator[BinaryIO]:
+def opened(path: Path, name: str, formats: str) -> Iterator[BinaryIO]:
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
@@ -243,7 +243,7 @@ def _open(path: Path, name: str, formats: str) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def _decoding(name: str, formats: str) -> Iterator[None]:
+def decoding(name: str, formats: str) -> Iterator[None]:
     """Turns whatever a decoder raises into one line."""
     try:
         yield
@@ -254,7 +254,7 @@ def _decoding(name: str, formats: str) -> Iterator[None]:
         raise FileError(f"{name}: truncated or damaged ({reason}); give a complete file ({formats})") from error
 
 
-def _check_size(width: int, height: int, name: str, allow_large: bool) -> None:
+def check_size(width: int, height: int, name: str, allow_large: bool) -> None:
     if width < 1 or height < 1:
         raise InputError(f"{name}: has no pixels ({width} x {height}); give a picture with at least one pixel")
     if width * height > MAX_PIXELS and not allow_large:
@@ -286,13 +286,13 @@ def _pillow(file: BinaryIO, head: bytes, name: str, formats: str) -> Image.Image
 
 def _pillow_raster(
     picture: Image.Image, name: str, allow_large: bool, file: BinaryIO | None = None, head: bytes = b""
-) -> _Raster:
-    _check_size(*picture.size, name, allow_large)
+) -> Raster:
+    check_size(*picture.size, name, allow_large)
     picture.load()
     orientation = _orientation(picture)
     if file is not None and head.startswith(b"\x89PNG") and head[24] == 16:  # Pillow drops the low byte of colours
         file.seek(0)
-        return _Raster(_oriented(imagecodecs.png_decode(file.read()), orientation))
+        return Raster(_oriented(imagecodecs.png_decode(file.read()), orientation))
     palette = None
     if picture.mode in ("P", "PA"):
         colours = np.asarray(picture.getpalette("RGB") or [], np.uint8).reshape(-1, 3)[:256]
@@ -307,7 +307,7 @@ def _pillow_raster(
     samples = np.asarray(picture)
     if picture.mode == "PA":
         samples = samples[..., 0]
-    return _Raster(_oriented(samples, orientation), palette)
+    return Raster(_oriented(samples, orientation), palette)
 
 
 def _orientation(picture: Image.Image) -> int:
@@ -348,17 +348,17 @@ def _check_png_is_whole(file: BinaryIO, name: str) -> None:
 
 def _read_npy(path: Path, name: str, allow_large: bool) -> Array:
     mapped = np.load(path, mmap_mode="r", allow_pickle=False)
-    _check_size(mapped.size, 1, name, allow_large)
+    check_size(mapped.size, 1, name, allow_large)
     return np.array(mapped)
 
 
-def _tiff_raster(file: BinaryIO, name: str, allow_large: bool) -> _Raster:
+def _tiff_raster(file: BinaryIO, name: str, allow_large: bool) -> Raster:
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     with tifffile.TiffFile(file) as tiff:
         page = tiff.pages[0]
         width, height = page.imagewidth, page.imagelength
-        _check_size(width, height, name, allow_large)
+        check_size(width, height, name, allow_large)
         # Overviews and internal masks (bits 1 and 4 of the subfile type) belong to the first page.
         others = [p for p in tiff.pages[1:] if (p.imagelength, p.imagewidth) == (height, width)]
         pages = 1 + sum(not p.subfiletype & 5 for p in others)
@@ -366,7 +366,7 @@ def _tiff_raster(file: BinaryIO, name: str, allow_large: bool) -> _Raster:
             raise FileError(f"{name}: {pages} pages of the same size; accepted is one picture; save the page you mean")
         # JPEG strips that end early are decoded to grey without an error, and a tag whose value is lost is left out.
         segments = zip(page.dataoffsets, page.databytecounts, strict=True)
-        if _lost_tags(file, tiff.tiff, page) or any(offset + count > size for offset, count in segments):
+        if lost_tags(file, tiff.tiff, page) or any(offset + count > size for offset, count in segments):
             raise FileError(f"{name}: truncated or damaged (the TIFF ends before its pixels); give a complete file")
         if page.imagedepth != 1 or page.samplesperpixel > 4:
             raise FileError(
@@ -376,12 +376,12 @@ def _tiff_raster(file: BinaryIO, name: str, allow_large: bool) -> _Raster:
         samples = page.asarray(squeeze=False)[:, 0]  # (planes, H, W, C); planes or C is 1
         samples = samples[0] if samples.shape[0] == 1 else np.moveaxis(samples[..., 0], 0, -1)
         samples = samples[..., 0] if samples.shape[2] == 1 else samples
-        raster = _tiff_colours(page, samples, name)
+        raster = tiff_colours(page, samples, name)
         orientation = page.tags.valueof(274, 1)
-    return _Raster(_oriented(raster.samples, orientation), raster.palette)
+    return Raster(_oriented(raster.samples, orientation), raster.palette)
 
 
-def _lost_tags(file: BinaryIO, format: Any, page: Any) -> bool:
+def lost_tags(file: BinaryIO, format: Any, page: Any) -> bool:
     """Whether a tag that says where the pixels are and what they mean is in the directory, but could not be read."""
     file.seek(page.offset)
     (count,) = struct.unpack(format.tagnoformat, file.read(format.tagnosize))
@@ -390,7 +390,7 @@ def _lost_tags(file: BinaryIO, format: Any, page: Any) -> bool:
     return any(code in _TIFF_TAGS and code not in page.tags for code in codes)
 
 
-def _tiff_colours(page: Any, samples: Array, name: str) -> _Raster:
+def tiff_colours(page: Any, samples: Array, name: str) -> Raster:
     """The samples as grey, RGB or palette indices, over the full range of their type."""
     photometric, bits = page.photometric, page.bitspersample
     if photometric == tifffile.PHOTOMETRIC.PALETTE:
@@ -399,7 +399,7 @@ def _tiff_colours(page: Any, samples: Array, name: str) -> _Raster:
         palette[: len(colours)] = colours if colours.max() < 256 else colours // 257  # some writers store 8 bits
         if samples.dtype.itemsize > 1 or samples.ndim > 2:
             raise FileError(f"{name}: a palette TIFF of {bits} bits; accepted are 8; convert it to RGB or grey")
-        return _Raster(samples.astype(np.uint8, copy=False), palette)
+        return Raster(samples.astype(np.uint8, copy=False), palette)
     whole = 8 * samples.dtype.itemsize
     if samples.dtype.kind == "u" and bits < whole:  # 2, 4, 10, 12, 14 bits: white is 2**bits - 1
         samples = np.rint(samples * ((2**whole - 1) / (2**bits - 1))).astype(samples.dtype)
@@ -413,7 +413,7 @@ def _tiff_colours(page: Any, samples: Array, name: str) -> _Raster:
     ):
         colours = getattr(photometric, "name", photometric)
         raise FileError(f"{name}: a TIFF with {colours} samples is not accepted; convert it to RGB or grey")
-    return _Raster(samples)
+    return Raster(samples)
 
 
 # ---------------------------------------------------------------------------------------------------------- writing
@@ -426,7 +426,7 @@ def write_mask(path: PathLike, mask: NDArray[np.bool_]) -> None:
     Raises InputError: the array is not (H, W) bool.
     Raises FileError: the file cannot be written; an older one is then untouched.
     """
-    suffix = _suffix(path, (".png", ".tif", ".tiff"), "a mask")
+    suffix = check_suffix(path, (".png", ".tif", ".tiff"), "a mask")
     if mask.dtype != bool or mask.ndim != 2 or mask.size == 0:
         raise InputError(f"mask: {mask.dtype} {mask.shape}; accepted is bool (H, W); threshold it, as in p > 0.5")
     _write_pixels(path, suffix, mask.astype(np.uint8) * np.uint8(255))
@@ -439,7 +439,7 @@ def write_probability(path: PathLike, probability: NDArray[np.floating]) -> None
     Raises InputError: the array is not (H, W) float in [0, 1].
     Raises FileError: the file cannot be written; an older one is then untouched.
     """
-    suffix = _suffix(path, (".png", ".tif", ".tiff", ".npy"), "a probability")
+    suffix = check_suffix(path, (".png", ".tif", ".tiff", ".npy"), "a probability")
     if probability.dtype.kind != "f" or probability.ndim != 2 or probability.size == 0:
         given = f"{probability.dtype} {probability.shape}"
         raise InputError(f"probability: {given}; accepted is float (H, W) in [0, 1]")
@@ -460,7 +460,7 @@ def write_image(path: PathLike, rgb: NDArray[np.uint8]) -> None:
     Raises InputError: the array is not (H, W, 3) uint8.
     Raises FileError: the file cannot be written; an older one is then untouched.
     """
-    suffix = _suffix(path, tuple(sorted(IMAGE_SUFFIXES)), "a picture")
+    suffix = check_suffix(path, tuple(sorted(IMAGE_SUFFIXES)), "a picture")
     if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.size == 0:
         raise InputError(f"picture: {rgb.dtype} {rgb.shape}; accepted is uint8 (H, W, 3)")
     _write_pixels(path, suffix, rgb)
@@ -521,7 +521,7 @@ def write_atomic(path: PathLike, write: Callable[[BinaryIO], object]) -> None:
         raise FileError(message) from error
 
 
-def _suffix(path: PathLike, known: tuple[str, ...], what: str) -> str:
+def check_suffix(path: PathLike, known: tuple[str, ...], what: str) -> str:
     suffix = Path(path).suffix.lower()
     if suffix not in known:
         raise OptionError(f"{os.fspath(path)}: {what} is written as {', '.join(known)}; give one of these suffixes")

@@ -8,14 +8,13 @@ where > 0.5). Anything else is an :class:`~refine.errors.InputError`.
 from collections.abc import Iterable
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+import refine_kernels
 from refine.errors import InputError
 
 _RADII = 5  # bands of the mean boundary accuracy
-_TILE = 128  # side of the squares in which bands are looked for; any value gives the same figures
 
 
 def iou(prediction: NDArray[Any], truth: NDArray[Any]) -> float:
@@ -55,39 +54,10 @@ def mean_boundary_accuracy(prediction: NDArray[Any], truth: NDArray[Any]) -> flo
     prediction, truth = _binary_pair(prediction, truth)
     height, width = truth.shape
     radii = [1 + int(((width + height) / 300 - 1) / _RADII * i) for i in range(_RADII)]
-    right, total = _count_bands(prediction.view(np.uint8), truth.view(np.uint8), radii)
+    right, total = refine_kernels.band_counts(prediction, truth, radii).T
     if not total[0]:
         return float(np.array_equal(prediction, truth))
-    return sum(r / n for r, n in zip(right, total, strict=True)) / _RADII
-
-
-def _count_bands(
-    prediction: NDArray[np.uint8], truth: NDArray[np.uint8], radii: list[int]
-) -> tuple[list[int], list[int]]:
-    """Right pixels and all pixels of each radius' band, summed over the tiles that a band can reach.
-
-    The gradient at a pixel reads the truth within r, so a tile with a margin of the largest r is exact, and a tile
-    whose window is constant has no band at all. That leaves a few percent of a large picture for the morphology,
-    whose work grows with r squared.
-    """
-    height, width = truth.shape
-    margin = max(radii)
-    ellipses = {r: cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * r + 1, 2 * r + 1)) for r in radii}
-    right, total = [0] * len(radii), [0] * len(radii)
-    for y in range(0, height, _TILE):
-        top, bottom = max(y - margin, 0), min(y + _TILE + margin, height)
-        for x in range(0, width, _TILE):
-            left = max(x - margin, 0)
-            window = truth[top:bottom, left : min(x + _TILE + margin, width)]
-            if window.min() == window.max():
-                continue
-            inner = np.s_[y - top : y - top + _TILE, x - left : x - left + _TILE]
-            same = prediction[y : y + _TILE, x : x + _TILE] == window[inner]
-            bands = {r: cv2.morphologyEx(window, cv2.MORPH_GRADIENT, e)[inner] > 0 for r, e in ellipses.items()}
-            for i, r in enumerate(radii):
-                total[i] += int(np.count_nonzero(bands[r]))
-                right[i] += int(np.count_nonzero(bands[r] & same))
-    return right, total
+    return float((right / total).sum()) / _RADII
 
 
 def _binary_pair(prediction: NDArray[Any], truth: NDArray[Any]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

@@ -10,8 +10,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from refine import io
+from refine.coords import LerpAxis
 from refine.errors import InputError
 from refine.io import Source
+from refine.planes import Interpolated, Plane
+from refine.slides import MaskOf, Slide
 
 _ROUNDING = 1e-6  # how far float32 interpolation strays from [0, 1]; clipped, not refused
 _VALUES = "bool, {0, 1}, {0, 255}, grey 0..255, uint16 0..65535 or floats in [0, 1]"
@@ -93,6 +96,20 @@ def as_mask(mask: NDArray[Any] | Source, size: tuple[int, int], *, allow_large: 
     if soft.shape != size:
         soft = cv2.resize(soft, size[::-1], interpolation=cv2.INTER_LINEAR)
     return np.ascontiguousarray(soft, np.float32)
+
+
+def mask_plane(mask: Slide, size: tuple[int, int]) -> Plane:
+    """A mask in a file as a plane of the picture's ``size``: enlarged as :func:`as_mask` does where it is smaller.
+
+    Raises InputError: it does not fit the picture.
+    """
+    _check_size(mask.size, size, mask.name)
+    plane = MaskOf(mask)
+    if mask.size == size:
+        return plane
+    axes = (LerpAxis.between(m, n, 1, n) for n, m in zip(mask.size, size, strict=True))
+    rows, columns = ((axis.low, axis.high, axis.fraction) for axis in axes)
+    return Interpolated(plane, rows, columns)
 
 
 def _one_channel(values: NDArray[Any], name: str) -> NDArray[Any]:

@@ -1,11 +1,22 @@
-"""Which pixels to decode, and what the next scale reads of them."""
+"""Which pixels to decode (seed 002, section 3.1.2), and on which grid.
+
+A policy looks at the probabilities before a scale and names the queries to decode; all others keep their value. What it
+says of a pixel depends on a finite neighbourhood alone, so that it can be asked window by window.
+"""
 
 from dataclasses import dataclass
 
-from torch import Tensor
+import cv2
+import numpy as np
+from numpy.typing import NDArray
 
+from refine.config import Options
 from refine.coords import Axis, Samples
 from refine.models import Network
+from refine.tiles import Window
+
+SURE = 0.02  # a probability this close to 0 or 1 is not looked at again, far from a contour
+UNSURE = 8  # px; so near to a contour, a strided pass looks at every pixel
 
 
 @dataclass(frozen=True)
@@ -22,14 +33,6 @@ class Grid:
     @property
     def shape(self) -> tuple[int, int]:
         return len(self.rows), len(self.columns)
-
-    def mask(self, p: Tensor) -> Tensor:
-        """The mask in [-1, 1] that the next scale reads, of probabilities (n, m) at the queries."""
-        mask = 2 * p - 1
-        if self.samples is None:
-            return mask
-        rows, columns = self.samples
-        return columns.reduce(rows.reduce(mask, 0), 1)
 
 
 def dense(network: Network, full: tuple[int, int], size: tuple[int, int]) -> Grid:
@@ -53,3 +56,112 @@ def at_next(network: Network, full: tuple[int, int], size: tuple[int, int], foll
     """The samples of the next scale themselves: the least to decode, and no longer quite the same mask."""
     rows, columns = (network.axis_at(*lengths) for lengths in zip(full, size, following, strict=True))
     return Grid(rows, columns)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The queries to decode in a window of the grid.
+
+    area: (n, m) bool, those that may be decoded; the latent is needed there. points: (n, m) bool, those that are, to
+    begin with. stride: of a strided pass, whose other queries of the area `rest` decides on; else 0.
+    """
+
+    area: NDArray[np.bool_]
+    points: NDArray[np.bool_]
+    stride: int = 0
+
+    def cut(self, window: Window) -> "Selection":
+        """That of a part of the window."""
+        return Selection(self.area[window.slices], self.points[window.slices], self.stride)
+
+    @property
+    def everything(self) -> bool:
+        """Whether all queries are decoded at once."""
+        return self.stride == 0 and bool(self.points.all())
+
+    def rest(self, before: NDArray[np.float32], p: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """The queries still to decode: those with a decoded one among the four around them that changed its class."""
+        if not self.stride:
+            return np.zeros_like(self.points)
+        from refine_kernels import grid_lines, strided_changes
+
+        lines = np.ix_(*(grid_lines(n, self.stride) for n in p.shape))
+        changed = (before[lines] > 0.5) != (p[lines] > 0.5)
+        if not changed.any():
+            return np.zeros_like(self.points)
+        found: NDArray[np.bool_] = strided_changes(changed, p.shape, self.stride)
+        return found & self.area & ~self.points
+
+
+def margin(options: Options) -> int:
+    """How far around a window its `select` looks, in queries."""
+    if options.decode == "strided":
+        return options.stride + (options.band if options.first_pass == "near" else 0)
+    return options.band if options.decode == "contour" else 0
+
+
+def select(before: NDArray[np.float32], options: Options, *, first: bool, boxes: NDArray[np.bool_] | None) -> Selection:
+    """The queries to decode in a window that begins on the strided grid, by the probabilities before, (n, m).
+
+    first: whether this is the first scale, before which nothing is
+    known but the coarse mask: a first pass "near" is one everywhere there.
+    """
+    shape = before.shape
+    if options.decode == "dense":
+        return Selection(np.ones(shape, bool), np.ones(shape, bool))
+    if options.decode == "bbox":
+        assert boxes is not None
+        return Selection(boxes, boxes)
+    if options.decode == "contour":
+        band = _band(before, options.band)
+        return Selection(band, band)
+    if options.first_pass == "everywhere":
+        return _strided(np.ones(shape, bool), np.zeros(shape, bool), options.stride)
+    unsure = _band(before, min(UNSURE, options.band)) | ((before > SURE) & (before < 1 - SURE))
+    area = np.ones(shape, bool) if first else _band(before, options.band) | unsure
+    return _strided(area, unsure, options.stride)
+
+
+def _band(before: NDArray[np.float32], band: int) -> NDArray[np.bool_]:
+    from refine_kernels import contour_band
+
+    found: NDArray[np.bool_] = contour_band(before > 0.5, band)
+    return found
+
+
+def _strided(wanted: NDArray[np.bool_], unsure: NDArray[np.bool_], stride: int) -> Selection:
+    """A pass over the grid pixels around every cell that holds a wanted pixel; of unsure cells, over all pixels."""
+    from refine_kernels import grid_lines
+
+    rows, columns = (grid_lines(n, stride) for n in wanted.shape)
+    # A cell begins on its first line; the last one of an axis ends on the last line.
+    tops, lefts = (lines[:-1] if len(lines) > 1 else lines for lines in (rows, columns))
+    heights, widths = (np.diff(starts, append=n) for starts, n in zip((tops, lefts), wanted.shape, strict=True))
+
+    def cells(pixels: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        return np.maximum.reduceat(np.maximum.reduceat(pixels.view(np.uint8), tops, 0), lefts, 1).view(bool)
+
+    def closed(chosen: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        area = np.repeat(np.repeat(chosen, heights, 0), widths, 1)
+        area[tops[1:]] |= area[tops[1:] - 1]
+        area[:, lefts[1:]] |= area[:, lefts[1:] - 1]
+        return area
+
+    chosen = cells(wanted)
+    corners = np.zeros((len(rows), len(columns)), bool)
+    corners[: chosen.shape[0], : chosen.shape[1]] = chosen
+    corners[1:] |= corners[:-1]
+    corners[:, 1:] |= corners[:, :-1]
+    points = closed(cells(unsure)) if unsure.any() else np.zeros(wanted.shape, bool)
+    points[np.ix_(rows, columns)] |= corners
+    return Selection(closed(chosen), points, stride)
+
+
+def bounding_boxes(mask: NDArray[np.bool_], padding: int) -> NDArray[np.bool_]:
+    """The bounding boxes of a mask's connected components (of 8 neighbours) with ``padding`` px around, as (H, W)."""
+    count, _, stats, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8)
+    out = np.zeros(mask.shape, bool)
+    for x, y, width, height, _ in stats[1:count]:
+        window = Window(y, y + height, x, x + width).grown(padding, *mask.shape)
+        out[window.slices] = True
+    return out

@@ -30,6 +30,8 @@ class ScaleReport:
     """Pixels whose value was computed."""
     pixels_kept: int
     """Pixels that kept the value they had."""
+    encoded: float
+    """Share of the scale's latent that was computed."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,12 @@ class Report:
         return plain
 
     def __str__(self) -> str:
-        rows = [("scale", "H x W", "encode s", "decode s", "decoded", "kept")]
+        rows = [("scale", "H x W", "encode s", "decode s", "decoded", "kept", "encoded")]
         for s in self.scales:
             size = f"{s.size[0]} x {s.size[1]}"
             seconds = (f"{s.encode_seconds:.2f}", f"{s.decode_seconds:.2f}")
-            rows.append((f"{s.scale:.3g}", size, *seconds, f"{s.pixels_decoded:,}", f"{s.pixels_kept:,}"))
+            shares = (f"{s.pixels_decoded:,}", f"{s.pixels_kept:,}", f"{s.encoded:.0%}")
+            rows.append((f"{s.scale:.3g}", size, *seconds, *shares))
         widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
         lines = [
             f"{self.model} (weights {self.weights[:12]}) on {self.device} in {self.dtype}: "

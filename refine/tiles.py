@@ -34,6 +34,19 @@ class Window(NamedTuple):
             min(width, self.right + halo),
         )
 
+    def moved(self, rows: int, columns: int) -> "Window":
+        """The window so much further down and to the right."""
+        return Window(self.top + rows, self.bottom + rows, self.left + columns, self.right + columns)
+
+    def aligned(self, multiple: int, height: int, width: int) -> "Window":
+        """The window grown to multiples of ``multiple``, cut at a picture of ``height`` x ``width``."""
+        return Window(
+            self.top // multiple * multiple,
+            min(height, -(-self.bottom // multiple) * multiple),
+            self.left // multiple * multiple,
+            min(width, -(-self.right // multiple) * multiple),
+        )
+
     def divided(self, by: int) -> "Window":
         """The window on a grid ``by`` times coarser; origins must be multiples of ``by``, ends are rounded up."""
         assert self.top % by == 0

@@ -15,10 +15,10 @@ PACKAGE = ROOT / "refine"
 LAYERS = (
     ("errors",),
     ("config",),
-    ("io", "coords", "tiles", "result", "metrics", "checkpoint", "pairs", "devices"),
+    ("io", "coords", "tiles", "planes", "slides", "blocks", "result", "metrics", "checkpoint", "pairs", "devices"),
     ("models",),
     ("loading",),
-    ("prepare", "frame", "regions", "guidance", "features", "decode"),
+    ("prepare", "frame", "regions", "plan", "guidance", "features", "decode"),
     ("methods",),
     ("engine",),
     ("training", "evaluation"),
@@ -26,14 +26,16 @@ LAYERS = (
     ("serving",),
     ("cli",),
 )
-STAGES = {"prepare", "frame", "regions", "guidance", "features", "decode"}
+STAGES = {"prepare", "frame", "regions", "plan", "guidance", "features", "decode"}
 
 # Imports within a layer, each with its reason.
 SIDEWAYS = {
     ("result", "io"): "a result saves itself, and only io touches pixels on disk",
     ("checkpoint", "io"): "weights are written with io's atomic writer",
-    ("frame", "prepare"): "a frame is made of a prepared pair, whose type prepare defines",
-    ("decode", "regions"): "the chosen pixels are a grid, whose type regions defines",
+    ("planes", "tiles"): "planes are read by windows",
+    ("slides", "tiles"): "slides are read by windows",
+    ("slides", "io"): "only io knows what pixels of a file mean",
+    ("features", "frame"): "the network's input is read from a view, whose type frame defines",
 }
 
 # `refine/__init__.py` loads the public names lazily and so may name any module.

@@ -899,3 +899,77 @@ def test_a_file_is_refined_as_the_picture_that_it_displays(
     assert wanted.mask.any()
     np.testing.assert_array_equal(np.load("p.npy"), wanted.probability)
     np.testing.assert_array_equal(opened("fine.png") > 0, wanted.mask)
+
+
+def test_a_stride_alone_asks_for_strided_decoding(run, engine):
+    picture("cat.png")
+    coarse("coarse.png")
+    run("cat.png", "coarse.png", "--stride", "4")
+    run("cat.png", "coarse.png", "--first-pass", "everywhere")
+    run("cat.png", "coarse.png", "--decode", "contour", "--band", "9")
+    run("cat.png", "coarse.png", "--decode", "bbox", "--padding", "5", "--max-memory", "2GiB")
+    assert engine.made == [
+        {"decode": "strided", "stride": 4},
+        {"decode": "strided", "first_pass": "everywhere"},
+        {"decode": "contour", "band": 9},
+        {"decode": "bbox", "padding": 5, "max_memory": "2GiB"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            ["--decode", "contour", "--stride", "4"],
+            "--stride means nothing with --decode contour; it belongs to strided",
+        ),
+        (["--decode", "dense", "--band", "4"], "it belongs to strided and contour"),
+        (["--decode", "strided", "--padding", "4"], "it belongs to bbox"),
+    ],
+)
+def test_an_option_of_another_policy_is_wrong_usage(run, words, told):
+    picture("cat.png")
+    coarse("coarse.png")
+    outcome = run("cat.png", "coarse.png", *words)
+    assert outcome.code == 2
+    assert told in outcome.err
+
+
+def test_the_help_tells_decode_stride_from_crop_stride(run):
+    assert "not of crops" in " ".join(run("--help").out.split())
+
+
+def test_a_dry_run_prints_the_plan_and_does_nothing(run):
+    picture("cat.png")
+    coarse("coarse.png")
+    outcome = run("cat.png", "coarse.png", "-o", "fine.png", "--dry-run", "--max-memory", "2GiB", "--device", "cpu")
+    assert outcome.code == 0, outcome.err
+    assert "4 x 6 (H x W), in memory" in outcome.out
+    assert "at most 2.00 GiB" in outcome.out
+    assert not Path("fine.png").exists()
+    found = json.loads(run("cat.png", "coarse.png", "--dry-run", "--json", "--device", "cpu").out)
+    assert found["status"] == "planned"
+    assert found["plan"]["size"] == [4, 6]
+    too_little = run("cat.png", "coarse.png", "--dry-run", "--max-memory", "1MB", "--device", "cpu")
+    assert too_little.code == 1
+    assert "are needed" in too_little.err
+
+
+def test_a_tiff_that_does_not_fit_is_refined_by_windows(run, monkeypatch):
+    rng = np.random.default_rng(0)
+    tifffile.imwrite("cat.tif", rng.integers(0, 256, (90, 120, 3), np.uint8), photometric="rgb")
+    mask = np.zeros((90, 120), np.uint8)
+    mask[20:60, 30:90] = 255
+    tifffile.imwrite("coarse.tif", mask)
+    words = ("cat.tif", "coarse.tif", "--device", "cpu", "--dtype", "float32")
+    assert run(*words, "-o", "whole.tif").code == 0
+    monkeypatch.setattr("refine.io.MAX_PIXELS", 90 * 120 - 1)
+    assert "by windows of the files" in run(*words, "-o", "fine.tif", "--dry-run").out
+    outcome = run(*words, "-o", "fine.tif")
+    assert outcome.code == 0, outcome.err
+    np.testing.assert_array_equal(
+        io.read_mask("fine.tif", allow_large=True), io.read_mask("whole.tif", allow_large=True)
+    )
+    refused = run(*words, "-o", "fine.tif", "--overlay", "look.png")
+    assert refused.code != 0
+    assert "need the picture in memory" in refused.err

@@ -1,6 +1,9 @@
+import json
+
+import numpy as np
 import pytest
 
-from refine.config import Cascade, Options, Spec
+from refine.config import DECODES, Cascade, Options, Spec
 from refine.errors import OptionError, WeightsError
 from refine.models import PRESETS
 
@@ -19,12 +22,35 @@ def test_options_are_changed_one_by_one():
         ({"tile": 31}, "at least 32"),
         ({"tile": True}, "at least 32"),
         ({"patch": 64.0}, "at least 32"),
-        ({"padding": 8}, "there is no option 'padding'"),
+        ({"stride": 0}, "stride=0 is not possible; give a whole number of at least 1"),
+        ({"stride": 2.5}, "at least 1"),
+        ({"band": 0}, "band=0 is not possible; give a whole number of at least 1"),
+        ({"band": True}, "at least 1"),
+        ({"padding": -1}, "padding=-1 is not possible; give a whole number of at least 0"),
+        ({"first_pass": "far"}, "first_pass='far' is unknown; known are near, everywhere"),
+        ({"first_pass": None}, "known are near, everywhere"),
+        ({"keep_scales": 1}, "give True or False"),
+        ({"strides": 8}, "there is no option 'strides'; the options are decode, stride, first_pass, band, padding"),
     ],
 )
 def test_an_impossible_option_is_refused(change, message):
     with pytest.raises(OptionError, match=message):
         Options().but(**change)
+
+
+@pytest.mark.parametrize("least", [{"stride": 1}, {"band": 1}, {"padding": 0}, {"tile": 32}, {"patch": 32}])
+def test_the_least_value_of_an_option_is_possible(least):
+    assert Options().but(**least).as_dict() == Options().as_dict() | least
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert Options().but(stride=np.int64(8), band=np.uint8(3)).stride == 8
+
+
+@pytest.mark.parametrize("field", ["decode", "coarse_decode", "tile", "max_memory"])
+def test_what_is_left_open_is_the_models_or_the_networks_choice(field):
+    assert getattr(Options(), field) is None
+    assert {PRESETS[model].cascade.decode for model in PRESETS} <= set(DECODES)
 
 
 @pytest.mark.parametrize(
@@ -40,8 +66,6 @@ def test_the_published_cascade_always_runs_all_its_scales():
 
 
 def test_a_specification_survives_json():
-    import json
-
     spec = PRESETS["crm-s"]
     assert Spec.from_dict(json.loads(json.dumps(spec.as_dict()))) == spec
 

@@ -1,20 +1,25 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
+from refine.blocks import FINE, Area, Batch, Blocks
 from refine.coords import LerpAxis
+from refine.errors import OptionError
 from refine.models import PRESETS, build
-from refine.models.crm_s import MASK_LOGIT_LIMIT, CRMSmall, mask_logit
+from refine.models.crm_s import MASK_LOGIT_LIMIT, TRUNKS, CRMSmall, mask_logit
 from refine.models.layers import ConvNorm
-from refine.tiles import Window
+from refine.tiles import Window, cover
+
+CHOICES = [{}, {"trunk": "dense"}, {"decoder": "ensemble"}]
 
 
-@pytest.fixture(scope="module")
-def network() -> CRMSmall:
+@pytest.fixture(scope="module", params=CHOICES, ids=str)
+def network(request) -> CRMSmall:
     torch.manual_seed(0)
-    network = CRMSmall().eval()
+    network = CRMSmall(**request.param).eval()
     torch.nn.init.normal_(network.decoder.last.weight)
     return network
 
@@ -44,8 +49,9 @@ def test_it_is_as_small_as_promised(network):
     assert giga * 16 <= 40  # a megapixel is 16 times as much
 
 
-def test_a_latent_cell_sees_no_farther_than_the_halo():
-    network = CRMSmall().eval()
+@pytest.mark.parametrize("trunk", TRUNKS)
+def test_a_latent_cell_sees_no_farther_than_the_halo(trunk):
+    network = CRMSmall(trunk=trunk).eval()
     for module in network.modules():  # linear and positive, so that nothing hides an influence
         if isinstance(module, ConvNorm):
             module.activation = None
@@ -59,7 +65,8 @@ def test_a_latent_cell_sees_no_farther_than_the_halo():
         before = max(before, 2 * cell - int(seen.min()))
         after = max(after, int(seen.max()) - (2 * cell + 1))
     assert max(before, after) <= network.halo
-    assert max(before, after) > network.halo - network.window, "the halo is larger than it has to be"
+    if trunk == "mobilenetv2":
+        assert max(before, after) > network.halo - network.window, "the halo is larger than it has to be"
 
 
 def test_folded_is_unfolded(network):
@@ -79,6 +86,16 @@ def test_a_latent_has_half_the_inputs_size_rounded_up(network, size):
         (latent,) = network.encode(torch.rand(1, 4, *size))
     assert latent.shape == (1, 32, *network.tap_sizes(*size)[0])
     assert network.tap_sizes(*size)[0] == tuple(-(-n // 2) for n in size)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (40, 33), (64, 65)])
+def test_a_side_between_two_windows_is_continued_by_its_last_pixels(network, size):
+    x = torch.rand(1, 4, *size)
+    rows, columns = (torch.arange(-(-n // 32) * 32).clamp(max=n - 1) for n in size)
+    with torch.inference_mode():
+        continued = network.encode(x[:, :, rows][:, :, :, columns])[0]
+        (latent,) = network.encode(x)
+    torch.testing.assert_close(latent, continued[:, :, : latent.shape[2], : latent.shape[3]])
 
 
 def test_a_fresh_network_changes_nothing():
@@ -120,6 +137,143 @@ def test_a_part_of_the_queries_is_decoded_as_among_all(network):
         )
         found = network.decode(window, part.relative(top), across.relative(left), guide[:, :, 40:70, 30:50])
     torch.testing.assert_close(found, whole[:, :, 40:70, 30:50], atol=1e-5, rtol=1e-5)
+
+
+def test_the_ensemble_is_the_mean_of_the_four_cells_answers_by_area():
+    torch.manual_seed(2)
+    network = CRMSmall(decoder="ensemble").eval()
+    torch.nn.init.normal_(network.decoder.last.weight)
+    latent, guide = torch.randn(1, 32, 5, 7), 2 * torch.rand(1, 4, 10, 14) - 1
+    rows, columns = network.axis(10, 10), network.axis(14, 14)
+    d = network.decoder
+    with torch.inference_mode():
+        found = network.decode(latent, rows, columns, guide)
+        for i, j in ((0, 0), (3, 8), (9, 13), (6, 2)):
+            # Cell k is centred at 2 k + 0.5 px; a query beyond the outer centres reads the outer cell alone.
+            y, x = (min(max((q - 0.5) / 2, 0.0), n - 1.0) for q, n in ((i, 5), (j, 7)))
+            expected = mask_logit(guide[0, 3, i, j])
+            for cy in {min(int(y), 3), min(int(y), 3) + 1}:
+                for cx in {min(int(x), 5), min(int(x), 5) + 1}:
+                    first = latent[0, :, cy, cx] + d.guide(guide[0, :, i, j])
+                    first = first + (y - cy) * d.phase.weight[:, 0] + (x - cx) * d.phase.weight[:, 2]
+                    answer = d.last(d.hidden(first.relu()).relu())[0]
+                    expected = expected + answer * (1 - abs(y - cy)) * (1 - abs(x - cx))
+            torch.testing.assert_close(found[0, 0, i, j], expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture(scope="module", params=TRUNKS)
+def folded(request) -> CRMSmall:
+    """With statistics that are not the identity and biases that are not zero, so that a wrong border shows."""
+    torch.manual_seed(3)
+    network = CRMSmall(trunk=request.param)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(module.bias, 0, 0.3)
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    return network.folded()
+
+
+def borders_and_middle(size: tuple[int, int], seed: int) -> list[np.ndarray]:
+    """Maps of needed squares: one at a corner, at a border or inside, few, all."""
+    rng = np.random.default_rng(seed)
+    shape = tuple(-(-n // FINE) for n in size)
+    maps = [rng.random(shape) < share for share in (0.03, 0.4, 2)]
+    for at in ((0, 0), (-1, -1), (shape[0] // 2, -1), (shape[0] // 2, shape[1] // 2)):
+        maps.append(np.zeros(shape, bool))
+        maps[-1][at] = True
+    return [needed for needed in maps if needed.any()]
+
+
+def error_in(found: Blocks, latent: torch.Tensor, needed: np.ndarray) -> float:
+    """The largest error in the needed squares, relative to the latent's range."""
+    cells = torch.from_numpy(needed).repeat_interleave(FINE // 2, 0).repeat_interleave(FINE // 2, 1)
+    y, x = cells[: latent.shape[2], : latent.shape[3]].nonzero().T
+    return float((found.at(y, x) - latent[0, :, y, x].T).abs().max() / latent.abs().max())
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 70), (40, 33), (97, 64)])
+def test_an_areas_latent_is_that_of_the_whole(folded, size):
+    x = torch.rand(1, 4, *size)
+    with torch.inference_mode():
+        (latent,) = folded.encode(x)
+        for needed in borders_and_middle(size, 0):
+            assert error_in(folded.encode_area(x, needed), latent, needed) <= 1e-5
+
+
+def poison_what_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes cells inside the picture that were not computed so large that no reader of them stays unnoticed."""
+    gather = Batch.gather
+
+    def poisoned(self: Batch, source: Blocks, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        out, (height, width) = gather(self, source, y, x), source.size
+        inside = ((y >= 0) & (y < height))[:, :, None] & ((x >= 0) & (x < width))[:, None, :]
+        missing = inside & (source.rows(y[:, :, None], x[:, None, :]) == len(source.values) - 1)
+        return out + 1e4 * missing[:, None]
+
+    monkeypatch.setattr(Batch, "gather", poisoned)
+
+
+@pytest.mark.parametrize("square", [3, 4, 8, 11, 12, 15])
+def test_no_stage_reads_what_the_one_before_it_did_not_compute(folded, monkeypatch, square):
+    x = torch.rand(1, 4, 160, 192)
+    needed = np.zeros((20, 24), bool)
+    needed[square, square] = True
+    with torch.inference_mode():
+        (latent,) = folded.encode(x)
+        poison_what_does_not_exist(monkeypatch)
+        assert error_in(folded.encode_area(x, needed), latent, needed) <= 1e-5
+
+
+def test_an_areas_latent_needs_the_halo_around_it_alone(folded):
+    size = (40, 1301)
+    x = torch.rand(1, 4, *size)
+    with torch.inference_mode():
+        (latent,) = folded.encode(x)
+        for core in cover(*size, 320, folded.window):
+            area = core.grown(folded.halo, *size)
+            needed = np.zeros((-(-area.height // FINE), -(-area.width // FINE)), bool)
+            first = (core.left - area.left) // FINE
+            needed[0, first] = needed[-1, first + (core.width - 1) // FINE] = True
+            origin = (area.top // 2, area.left // 2)
+            found = folded.encode_area(x[(..., *area.slices)], needed, sizes=folded.tap_sizes(*size), origin=origin)
+            part = latent[:, :, origin[0] :, origin[1] : origin[1] + -(-area.width // 2)]
+            assert error_in(found, part, needed) <= 1e-5
+
+
+def test_one_needed_square_is_a_small_part_of_the_work(folded, monkeypatch):
+    stages: list[Blocks] = []
+    compute = Area.compute
+    monkeypatch.setattr(Area, "compute", lambda *a, **k: stages.append(compute(*a, **k)) or stages[-1])
+    needed = np.zeros((64, 64), bool)
+    needed[32, 31] = True
+    with torch.inference_mode():
+        found = folded.encode_area(torch.zeros(1, 4, 512, 512), needed)
+    assert stages[-1] is found
+    assert int((found.slots >= 0).sum()) == 1
+    assert max(stage.computed / math.prod(stage.size) for stage in stages) < 0.07  # four blocks of 64 px
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (64, 97)])
+def test_points_have_the_logits_that_they_have_in_the_grid(network, size):
+    x = 2 * torch.rand(1, 4, *size) - 1
+    rows, columns = (network.axis(n, n) for n in size)
+    points = torch.randint(0, 2**16, (200, 2)) % torch.tensor(size)
+    with torch.inference_mode():
+        (latent,) = network.encode(x)
+        grid = network.decode(latent, rows, columns, x)[0, 0]
+        found = network.decode_points(
+            Blocks.whole(latent, 2), rows, columns, points, x[0, :, points[:, 0], points[:, 1]].T
+        )
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, grid[points[:, 0], points[:, 1]], atol=1e-5, rtol=1e-5)
+
+
+def test_an_unknown_side_of_a_choice_is_an_error():
+    with pytest.raises(OptionError, match="trunk='vgg' is unknown; known are mobilenetv2, dense"):
+        CRMSmall(trunk="vgg")
+    with pytest.raises(OptionError, match="decoder='mean' is unknown"):
+        CRMSmall(decoder="mean")
 
 
 def test_every_preset_is_rebuilt_from_its_specification():

@@ -1,20 +1,30 @@
 import json
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy import ndimage
 
 import refine
 import refine.metrics
 import refine.prepare
 from benchmarks import fixtures
 from refine import checkpoint
+from refine.config import Options
+from refine.engine import _Told
 from refine.errors import OptionError, WeightsError
+from refine.frame import Frame, View
 from refine.models import PRESETS, build
+from refine.planes import Held, Plane
+from refine.regions import bounding_boxes, select
+from refine.result import ScaleReport
+from refine.tiles import Window
 from refine.training.coarse import network_like
 from refine.training.scenes import scene
 
@@ -184,10 +194,10 @@ def test_the_report_says_what_ran(refiner):
     assert (report.device, report.dtype, report.size) == ("cpu", "float32", (60, 240))
     assert len(report.weights) == 64
     assert [s.scale for s in report.scales] == list(refiner.spec.cascade.at(60, 240))
-    assert report.scales[-1].pixels_decoded >= 60 * 240
+    assert report.scales[-1].pixels_decoded + report.scales[-1].pixels_kept >= 60 * 240
     assert report.seconds >= sum(s.encode_seconds + s.decode_seconds for s in report.scales) * 0.9
     assert report.peak_memory > 100e6  # torch alone takes more
-    assert json.loads(json.dumps(report.as_dict()))["options"]["decode"] == "dense"
+    assert json.loads(json.dumps(report.as_dict()))["options"]["decode"] == refiner.spec.cascade.decode
 
 
 def test_identity_g_decodes_a_quarter_at_the_first_scale(tmp_path):
@@ -271,6 +281,228 @@ def test_half_precision_stays_close(refiner, tmp_path, dtype):
     assert np.abs(a.probability - b.probability).mean() < 0.03
 
 
+POLICIES = {
+    "bbox": {"decode": "bbox", "padding": 5},
+    "contour": {"decode": "contour", "band": 6},
+    "strided near": {"decode": "strided", "stride": 4, "band": 6},
+    "strided everywhere": {"decode": "strided", "stride": 3, "first_pass": "everywhere"},
+}
+every_policy = pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+
+
+def several(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """A picture of noise and a soft mask with several objects, one of them at a corner."""
+    image, _ = pair(height, width)
+    mask = np.zeros((height, width), np.float32)
+    mask[: height // 3, : width // 4] = 1
+    mask[height // 2 : -height // 5, width // 2 : -width // 3] = 1
+    mask[2 * height // 3 :, width // 8 : width // 5] = 1
+    return image, ndimage.uniform_filter(mask, 3)
+
+
+def whole(plane: Plane) -> np.ndarray:
+    return plane.read(Window(0, plane.size[0], 0, plane.size[1]))
+
+
+class Scale:
+    """One scale of a cascade, by any policy from the same probabilities before.
+
+    coarse_decode: where its queries lie; "next" has the probabilities before at the scale's own samples.
+    """
+
+    def __init__(
+        self, refiner: refine.Refiner, image: np.ndarray, mask: np.ndarray, scale: float, coarse_decode: str
+    ) -> None:
+        given = refine.prepare.prepare(image, mask)
+        self.refiner, self.scale = refiner, scale
+        self.frame = Frame(Held(given.image), Held(given.mask), refiner.spec.cascade, refiner.device)
+        size, following = self.frame.scaled(scale), None if scale == 1 else self.frame.scaled(2 * scale)
+        self.current: Plane = self.frame.mask
+        if coarse_decode == "next":
+            self.current = Held(whole(self.frame.resized(self.current, size)))
+        chosen = refiner._chosen({"decode": "dense", "coarse_decode": coarse_decode, "keep_scales": True})
+        self.grid = refiner._grid(self.frame, size, following, chosen)
+        self.before = whole(View.of(self.frame, size, self.current, self.grid.rows, self.grid.columns).before)
+        self.dense, self.of_dense = self.by(decode="dense")
+
+    def by(self, *, tile: int = 4096, **policy: object) -> tuple[np.ndarray, ScaleReport]:
+        """Probabilities by a policy, and the report."""
+        chosen, size = self.refiner._chosen(policy), self.frame.scaled(self.scale)
+        arguments = (self.frame, self.scale, size, self.current, chosen, tile, _Told(None, 1), self.grid)
+        with torch.inference_mode():
+            p, report = self.refiner._scale(*arguments, first=False)
+        return whole(p), report
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        ("crm-s", 1 / 2, "full"),
+        ("crm-s", 1 / 2, "next"),
+        ("crm-s", 1, "full"),
+        ("crm-r50", 1 / 2, "next"),
+        ("crm-r50", 1, "full"),
+    ],
+    ids=str,
+)
+def one_scale(request, shipped, tmp_path_factory) -> Scale:
+    """Of crm-s with the weights that ship on a generated scene, of crm-r50 with lively ones on noise."""
+    model, scale, coarse_decode = request.param
+    if model == "crm-s":
+        image, truth = scene(np.random.default_rng(3), 61, 180)
+        return Scale(shipped, image, network_like(truth, np.random.default_rng(3), cell=4.0), scale, coarse_decode)
+    path = lively_weights(model, tmp_path_factory.mktemp("scale") / "lively.safetensors")
+    refiner = refine.Refiner(model, weights=path, device="cpu", dtype="float32")
+    return Scale(refiner, *several(19, 60), scale, coarse_decode)
+
+
+@every_policy
+def test_a_decoded_pixel_has_the_value_that_dense_gives_it_and_the_others_keep_theirs(one_scale, policy):
+    options, before, expected = Options().but(**policy), one_scale.before, one_scale.dense
+    boxes = bounding_boxes(before > 0.5, options.padding) if options.decode == "bbox" else None
+    selection = select(before, options, first=False, boxes=boxes)
+    decoded = selection.points | selection.rest(before, np.where(selection.points, expected, before))
+    assert 0 < decoded.mean() < 1
+    p, report = one_scale.by(**policy)
+    assert np.abs(p - expected)[decoded].max() <= 1e-5
+    np.testing.assert_array_equal(p[~decoded], before[~decoded])
+    assert report.pixels_decoded == decoded.sum()
+    assert report.pixels_kept == (~decoded).sum()
+    assert 0 < report.encoded <= 1
+
+
+def test_dense_decodes_every_pixel_and_says_so(one_scale):
+    assert one_scale.dense.shape == one_scale.grid.shape
+    assert one_scale.dense.std() > 0.01
+    assert one_scale.of_dense.pixels_decoded == one_scale.dense.size
+    assert one_scale.of_dense.pixels_kept == 0
+    assert one_scale.of_dense.encoded == 1
+
+
+@every_policy
+@pytest.mark.parametrize("one_scale", [("crm-s", 1, "full"), ("crm-r50", 1, "full")], indirect=True, ids=str)
+def test_what_a_scale_gives_does_not_depend_on_the_tiles(one_scale, policy):
+    p, _ = one_scale.by(**policy)
+    for tile in (64, 96):
+        tiled, _ = one_scale.by(tile=tile, **policy)
+        np.testing.assert_allclose(tiled, p, rtol=0, atol=1e-5)
+
+
+def test_a_strided_pass_of_every_pixel_is_dense(one_scale):
+    p, report = one_scale.by(decode="strided", stride=1, first_pass="everywhere")
+    np.testing.assert_allclose(p, one_scale.dense, rtol=0, atol=1e-5)
+    assert report.pixels_kept == 0
+
+
+def test_a_strided_cascade_of_every_pixel_is_dense(refiner):
+    image, mask = several(20, 460) if refiner.spec.model == "crm-s" else several(9, 20)
+    assert len(refiner.spec.cascade.at(*mask.shape)) > 1
+    refined = refiner.refine(image, mask, decode="strided", stride=1, first_pass="everywhere")
+    assert difference(refined, refiner.refine(image, mask, decode="dense", tile=96)) <= 1e-5
+    assert all(step.pixels_kept == 0 for step in refined.report.scales)
+
+
+@every_policy
+@pytest.mark.parametrize("tile", [64, 96])
+def test_a_policys_result_does_not_depend_on_the_tiles(shipped, policy, tile):
+    image, mask = several(20, 460)
+    untiled = shipped.refine(image, mask, tile=4096, **policy)
+    assert len(untiled.report.scales) == 2
+    assert difference(shipped.refine(image, mask, tile=tile, patch=32, **policy), untiled) <= 1e-5
+
+
+@every_policy
+@pytest.mark.parametrize("size", [(1, 1), (1, 470), (33, 31)])
+def test_every_size_is_refined_by_every_policy(shipped, policy, size):
+    image, _ = pair(*size)
+    mask = np.zeros(size, bool)
+    mask[: (size[0] + 1) // 2, : (size[1] + 1) // 2] = True
+    refined = shipped.refine(image, mask, **policy)
+    assert refined.mask.shape == size
+    assert 0 <= refined.probability.min() <= refined.probability.max() <= 1
+    assert all(step.pixels_decoded >= 0 and step.pixels_kept >= 0 for step in refined.report.scales)
+
+
+@every_policy
+def test_a_perfect_mask_of_a_larger_scene_is_kept_as_well_as_by_dense(shipped, policy):
+    image, truth = scene(np.random.default_rng(3), 300, 450)
+    refined, dense = shipped.refine(image, truth, **policy), shipped.refine(image, truth, decode="dense")
+    assert len(refined.report.scales) == 2
+    assert refine.metrics.iou(refined.mask, truth) > refine.metrics.iou(dense.mask, truth) - 0.005
+
+
+@pytest.fixture(scope="module")
+def two_scenes(shipped) -> list[tuple[np.ndarray, np.ndarray, np.ndarray, float]]:
+    """Pictures, truths, coarse masks, and the gain in IoU when every pixel is decoded."""
+    found = []
+    for image, truth, coarse in islice(scenes(), 2):
+        gain = refine.metrics.iou(shipped.refine(image, coarse, decode="dense").mask, truth)
+        found.append((image, truth, coarse, gain - refine.metrics.iou(coarse > 0.5, truth)))
+    return found
+
+
+@every_policy
+def test_a_policy_comes_nearly_as_near_to_the_truth_as_dense(shipped, two_scenes, policy):
+    for image, truth, coarse, of_dense in two_scenes:
+        refined = shipped.refine(image, coarse, **policy)
+        assert refine.metrics.iou(refined.mask, truth) - refine.metrics.iou(coarse > 0.5, truth) > 0.4 * of_dense
+        assert refined.report.scales[-1].pixels_kept > 0
+
+
+@pytest.mark.parametrize("policy", [POLICIES["bbox"], POLICIES["contour"]], ids=["bbox", "contour"])
+def test_of_a_mirrored_picture_as_many_pixels_are_decoded(shipped, policy):
+    image, mask = several(60, 81)
+    (one,) = shipped.refine(image, mask, **policy).report.scales
+    (other,) = shipped.refine(image[:, ::-1], mask[:, ::-1], **policy).report.scales
+    assert 0 < one.pixels_decoded == other.pixels_decoded < mask.size
+
+
+def test_far_from_the_contour_the_coarse_mask_is_kept_and_nothing_encoded(shipped):
+    image, _ = pair(300, 440)
+    mask = np.zeros((300, 440), np.float32)
+    mask[20:60, 20:60] = 0.9
+    refined = shipped.refine(image, mask, decode="contour", band=5)
+    near = np.zeros(mask.shape, bool)
+    near[15:65, 15:65] = True
+    near[25:55, 25:55] = False
+    np.testing.assert_array_equal(refined.probability[~near], mask[~near])
+    (step,) = refined.report.scales
+    assert step.pixels_decoded == near.sum()
+    assert step.encoded < 0.1
+
+
+def test_of_a_mask_without_a_contour_no_pixel_is_decoded(shipped):
+    image, _ = pair(40, 460)
+    refined = shipped.refine(image, np.ones((40, 460), bool), decode="contour")
+    assert refined.probability.min() == 1
+    assert all((step.pixels_decoded, step.encoded) == (0, 0) for step in refined.report.scales)
+
+
+def test_at_the_first_scale_a_strided_pass_looks_everywhere(shipped):
+    image, _ = pair(41, 83)
+    (step,) = shipped.refine(image, np.ones((41, 83), bool), decode="strided", stride=4).report.scales
+    assert step.pixels_decoded >= 11 * 22  # every fourth row and column, the last ones too
+
+
+@every_policy
+def test_the_kept_scales_of_a_policy_end_with_its_result(shipped, policy):
+    image, mask = several(24, 460)
+    refined = shipped.refine(image, mask, keep_scales=True, **policy)
+    assert list(refined.scales) == [0.5, 1.0]
+    assert all(p.shape == mask.shape for p in refined.scales.values())
+    np.testing.assert_array_equal(refined.scales[1.0], refined.probability)
+    assert difference(refined, shipped.refine(image, mask, **policy)) <= 1e-6
+
+
+def test_two_threads_decode_regions_at_once_as_one_does(refiner):
+    size, policy = (24, 460) if refiner.spec.model == "crm-s" else (5, 20), POLICIES["strided near"]
+    inputs = [pair(*size, seed) for seed in range(2)]
+    expected = [refiner.refine(*each, **policy) for each in inputs]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda each: refiner.refine(*each, **policy), inputs))
+    assert all(difference(a, b) <= 1e-6 for a, b in zip(found, expected, strict=True))
+
+
 def test_run_keeps_its_refiner(tmp_path, monkeypatch):
     loaded = []
     original = refine.engine.load_network
@@ -295,7 +527,11 @@ def test_run_keeps_its_refiner(tmp_path, monkeypatch):
         ({"decode": "sparse"}, "dense"),
         ({"coarse_decode": "half"}, "full, next"),
         ({"tile": 3}, "at least 32"),
-        ({"tiles": 256}, "decode, coarse_decode, tile, patch"),
+        ({"stride": 0}, "stride=0 is not possible; give a whole number of at least 1"),
+        ({"band": 0}, "band=0 is not possible; give a whole number of at least 1"),
+        ({"padding": -1}, "padding=-1 is not possible; give a whole number of at least 0"),
+        ({"first_pass": "none"}, "known are near, everywhere"),
+        ({"tiles": 256}, "the options are decode, stride, first_pass, band, padding, coarse_decode, tile, patch"),
     ],
 )
 def test_an_unknown_option_lists_the_known_ones(options, known):

@@ -8,13 +8,18 @@ import pytest
 from PIL import Image
 
 from refine import evaluation
+from refine.cli import main
 from refine.errors import FileError, InputError, OptionError
 from refine.evaluation import (
+    Row,
+    Score,
+    compare,
     crop_windows,
     evaluate,
     evaluate_command,
     find_items,
     find_sets,
+    read_rows,
     score,
     sheet,
     summarise,
@@ -84,6 +89,13 @@ def test_missing_files_and_folders_are_named(tmp_path):
             call(tmp_path / "empty")
 
 
+def test_two_pictures_of_one_name_are_refused(tmp_path):
+    folder = write_set(tmp_path / "set")
+    (folder / "b_im.jpg").write_bytes((folder / "b_im.png").read_bytes())
+    with pytest.raises(FileError, match="holds 2 pictures called 'b'"):
+        find_items(folder)
+
+
 def test_score_gives_counts_that_pool():
     truth, prediction = disc(), disc(centre=(44, 30))
     result = score(prediction, truth)
@@ -113,7 +125,7 @@ def test_the_table_has_a_row_a_set(tmp_path):
 
 def test_the_limit_takes_the_first_pictures_of_each_set(tmp_path):
     sets = [write_set(tmp_path / "one"), write_set(tmp_path / "two")]
-    assert [(row.set, row.item.name) for row in evaluate(sets, brighter, limit=1)] == [("one", "a"), ("two", "a")]
+    assert [(row.set, row.name) for row in evaluate(sets, brighter, limit=1)] == [("one", "a"), ("two", "a")]
     with pytest.raises(OptionError, match="limit"):
         evaluate(sets, brighter, limit=0)
 
@@ -257,3 +269,175 @@ def test_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(FileError, match="cannot be written"):
         evaluation._write_text(tmp_path / "table.md", "new")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+# Evaluations read back and compared
+
+
+def write_rows(folder, *pictures):
+    """Rows of (set, name, intersection, union, mBA, seconds); the coarse masks are all alike."""
+    rows = [Row(set_, name, Score(1, 2, 0.5), Score(i, u, mba), s) for set_, name, i, u, mba, s in pictures]
+    folder.mkdir()
+    (folder / "items.jsonl").write_text("".join(json.dumps(row.as_dict()) + "\n" for row in rows))
+    return folder
+
+
+def write_base(folder):
+    return write_rows(
+        folder,
+        ("one", "a", 50, 100, 0.50, 2.0),
+        ("one", "b", 150, 200, 0.70, 2.0),
+        ("two", "a", 90, 100, 0.80, 1.0),
+    )
+
+
+def write_run(folder):
+    return write_rows(
+        folder,
+        ("two", "a", 90, 100, 0.79, 3.0),  # sets and pictures may come in another order
+        ("one", "b", 148, 200, 0.70, 1.0),
+        ("one", "a", 60, 100, 0.52, 1.0),
+    )
+
+
+# Pooled: 200 / 300 before and 208 / 300 after; mBA (50 + 70) / 2 and (52 + 70) / 2; the worst picture 75 -> 74.
+COMPARED = (
+    "run beside base\n"
+    "\n"
+    "| set | pictures | base IoU/mBA | change IoU/mBA | worst picture's IoU | seconds ratio |\n"
+    "|---|---|---|---|---|---|\n"
+    "| one | 2 | 66.67/60.00 | +2.6667/+1.0000 | -1.0000 (b) | 0.500 |\n"
+    "| two | 1 | 90.00/80.00 | +0.0000/-1.0000 | +0.0000 (a) | 3.000 |\n"
+    "\n"
+    "largest change of a set: IoU 2.6667, mBA 1.0000\n"
+)
+
+
+def test_the_lines_of_an_evaluation_are_read_back(tmp_path, monkeypatch):
+    monkeypatch.setattr("refine.engine.Refiner", fake_refiner({}))
+    rows = evaluate_command(
+        [write_set(tmp_path / "one")],
+        model="crm-s",
+        weights=None,
+        device="cpu",
+        dtype="auto",
+        limit=None,
+        out=tmp_path / "out",
+        options={},
+    )
+    assert read_rows(tmp_path / "out") == rows
+
+
+def test_compare_prints_the_changes_of_each_set(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_base(Path("base"))
+    write_run(Path("run"))
+    main(["compare", "base", "run"])
+    assert capsys.readouterr().out == COMPARED
+
+
+def test_compare_prints_a_table_a_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_base(Path("base"))
+    write_run(Path("run"))
+    main(["compare", "base", "base", "run"])
+    same, other = capsys.readouterr().out.split("\n\nrun beside")
+    assert same.endswith("IoU 0.0000, mBA 0.0000")
+    assert "run beside" + other == COMPARED
+
+
+def test_compare_prints_the_same_as_json(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_base(Path("base"))
+    write_run(Path("run"))
+    main(["compare", "base", "run", "--json"])
+    (found,) = json.loads(capsys.readouterr().out)
+    assert (found["base"], found["run"]) == ("base", "run")
+    assert found["largest_iou_change"] == pytest.approx(8 / 3)
+    assert found["largest_mba_change"] == pytest.approx(1)
+    one, two = found["changes"]
+    assert one == {
+        "set": "one",
+        "pictures": 2,
+        "iou_base": pytest.approx(200 / 3),
+        "mba_base": pytest.approx(60),
+        "iou_change": pytest.approx(8 / 3),
+        "mba_change": pytest.approx(1),
+        "worst_change": pytest.approx(-1),
+        "worst_name": "b",
+        "seconds_ratio": pytest.approx(0.5),
+    }
+    assert (two["set"], two["iou_change"], two["worst_change"], two["seconds_ratio"]) == ("two", 0, 0, 3)
+
+
+def test_a_loss_is_the_largest_change_too(tmp_path):
+    found = compare(write_run(tmp_path / "run"), write_base(tmp_path / "base"))
+    assert found.largest_iou_change == pytest.approx(8 / 3)
+    assert [change.set for change in found.changes] == ["two", "one"]
+    assert found.changes[1].iou_change == pytest.approx(-8 / 3)
+    assert (found.changes[1].worst_name, found.changes[1].worst_change) == ("a", pytest.approx(-10))
+
+
+def test_evaluations_of_other_pictures_are_not_compared(tmp_path):
+    base = write_base(tmp_path / "base")
+    fewer = write_rows(tmp_path / "fewer", ("two", "a", 1, 2, 0.5, 1.0))
+    with pytest.raises(OptionError, match=r"fewer' lacks one/a, one/b; compare"):
+        compare(base, fewer)
+    with pytest.raises(OptionError, match=r"fewer' lacks one/a, one/b; compare"):
+        compare(fewer, base)
+    others = write_rows(tmp_path / "others", *(("two", name, 1, 2, 0.5, 1.0) for name in "abcdef"))
+    with pytest.raises(OptionError, match=r"fewer' lacks two/b, two/c, two/d and 2 more"):
+        compare(others, fewer)
+
+
+def test_a_folder_without_lines_is_told(tmp_path):
+    with pytest.raises(FileError, match=r"no items\.jsonl to read in .*absent"):
+        read_rows(tmp_path / "absent")
+    (tmp_path / "items.jsonl").write_text("")
+    with pytest.raises(FileError, match="holds no pictures"):
+        read_rows(tmp_path)
+
+
+LINE = json.dumps(Row("one", "z", Score(1, 2, 0.5), Score(3, 4, 0.5), 1.0).as_dict())
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        LINE[:-10],
+        LINE.replace("mba_refined", "mba"),
+        LINE.replace('"union_refined": 4', '"union_refined": 2'),
+        LINE.replace('"union_refined": 4', '"union_refined": "4"'),
+        LINE.replace('"mba_coarse": 0.5', '"mba_coarse": NaN'),
+        LINE.replace('"seconds": 1.0', '"seconds": 0'),
+        LINE.replace('"z"', "7"),
+        "[]",
+        "\xff",
+    ],
+)
+def test_a_damaged_line_is_told_by_its_number(tmp_path, line):
+    path = write_base(tmp_path / "base") / "items.jsonl"
+    path.write_bytes(path.read_bytes() + f"{line}\n{LINE}\n".encode("latin-1"))
+    with pytest.raises(FileError, match="line 4 is damaged"):
+        read_rows(path.parent)
+
+
+def test_a_picture_that_is_there_twice_is_told(tmp_path):
+    path = write_base(tmp_path / "base") / "items.jsonl"
+    path.write_text(path.read_text() * 2)
+    with pytest.raises(FileError, match="line 4 is one/a once more"):
+        read_rows(path.parent)
+
+
+def test_what_cannot_be_compared_is_one_line_and_an_exit_code(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_base(Path("base"))
+    write_rows(Path("fewer"), ("two", "a", 1, 2, 0.5, 1.0))
+    for words, code in ((["base", "absent"], 1), (["base", "fewer"], 2), (["base"], 2)):
+        with pytest.raises(SystemExit) as stop:
+            main(["compare", *words])
+        printed = capsys.readouterr()
+        assert (stop.value.code, printed.out) == (code, "")
+        assert printed.err.startswith("error: ")
+        assert printed.err.count("\n") == 1

@@ -55,7 +55,7 @@ def test_equals_the_published_figures():
 
 @pytest.mark.parametrize("smooth", [0, 4, 40])
 @pytest.mark.parametrize("shape", [(1, 400), (400, 1), (2, 2), (127, 129), (256, 128), (301, 700), (1100, 900)])
-def test_tiled_bands_equal_whole_picture_morphology_exactly(shape, smooth):
+def test_bands_equal_whole_picture_morphology_exactly(shape, smooth):
     truth, prediction = blobs(*shape, seed=1, smooth=smooth), blobs(*shape, seed=2)
     assert mean_boundary_accuracy(prediction, truth) == published_mean_boundary_accuracy(prediction, truth)
 

@@ -20,7 +20,10 @@ def report(**changes):
         "dtype": "bfloat16",
         "size": (2328, 3492),
         "prepare_seconds": 0.5,
-        "scales": (ScaleReport(0.125, (291, 437), 0.25, 0.5, 127_167, 0), ScaleReport(1, (2328, 3492), 2, 1, 9, 8)),
+        "scales": (
+            ScaleReport(0.125, (291, 437), 0.25, 0.5, 127_167, 0, 1.0),
+            ScaleReport(1, (2328, 3492), 2, 1, 9, 8, 0.234),
+        ),
         "seconds": 4.2,
         "peak_memory": 1_900_000_000,
         "options": {"decode": "dense", "limit": None, "weights": Path("a/b"), "f": np.float32(0.5), "s": (1, 2)},
@@ -44,6 +47,7 @@ def test_the_report_is_ready_for_json():
         "decode_seconds": 0.5,
         "pixels_decoded": 127_167,
         "pixels_kept": 0,
+        "encoded": 1.0,
     }
     assert back["options"] == {"decode": "dense", "limit": None, "weights": str(Path("a/b")), "f": 0.5, "s": [1, 2]}
     assert back["warnings"] == ["the mask is empty"]
@@ -59,7 +63,9 @@ def test_the_report_reads_as_a_table():
         "0.50",
         "127,167",
         "0",
+        "100%",
     ]
+    assert lines[3].split()[-3:] == ["9", "8", "23%"]
     assert len({len(line) for line in lines[1:4]}) == 1
     assert lines[-1] == "warning: the mask is empty"
     assert len(str(report(scales=(), warnings=(), weights="none")).splitlines()) == 1

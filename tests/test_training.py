@@ -5,11 +5,15 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import zoom
 
+import refine
 from refine import checkpoint
 from refine.errors import FileError, OptionError, WeightsError
 from refine.metrics import iou
-from refine.models.crm_s import CRMSmall
+from refine.models import NETWORKS, PRESETS, build
+from refine.models.crm_s import CRMSmall, DenseTrunk, EnsembleDecoder
+from refine.training import data
 from refine.training.__main__ import read_recipe
 from refine.training.coarse import GENERATORS, network_like
 from refine.training.data import Crops, find_pairs
@@ -21,13 +25,13 @@ from refine.training.scenes import scene
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    data = tmp_path / "data"
-    data.mkdir()
+    folder = tmp_path / "data"
+    folder.mkdir()
     for number in range(3):
         image, truth = scene(np.random.default_rng(number), 90, 120)
-        cv2.imwrite(str(data / f"{number}_im.jpg"), image[..., ::-1])
-        cv2.imwrite(str(data / f"{number}_gt.png"), 255 * truth.astype(np.uint8))
-    return data
+        cv2.imwrite(str(folder / f"{number}_im.jpg"), image[..., ::-1])
+        cv2.imwrite(str(folder / f"{number}_gt.png"), 255 * truth.astype(np.uint8))
+    return folder
 
 
 def recipe(folder: Path, **changes: object) -> Recipe:
@@ -87,6 +91,30 @@ def test_a_crop_depends_on_its_number_alone(folder):
     assert set(items[0]["truth"].unique().tolist()) <= {0.0, 1.0}
 
 
+@pytest.mark.parametrize("cache", [0, 50_000])
+def test_a_crop_does_not_depend_on_what_is_kept(folder, cache):
+    wanted, found = (
+        Crops([find_pairs(folder)], [1.0], size=64, seed=3, **options) for options in ({}, {"cache": cache})
+    )
+    for i in range(6):
+        for name, value in found[i].items():
+            assert torch.equal(value, wanted[i][name])
+
+
+def test_the_pictures_used_last_are_kept_up_to_so_many_bytes(folder, monkeypatch):
+    read: list[str] = []
+
+    def noted(path: Path) -> np.ndarray:
+        read.append(path.name)
+        return np.zeros((10, 10, 3), np.uint8)
+
+    monkeypatch.setattr(data, "read_image", noted)
+    crops = Crops([find_pairs(folder)], [1.0], size=64, seed=3, cache=600)
+    for name in "abacab":
+        crops._image(Path(name))
+    assert read == ["a", "b", "c", "b"]  # c took the place of b, which had been used before a
+
+
 def test_the_loss_is_least_for_the_truth():
     truth = torch.zeros(1, 1, 16, 16)
     truth[..., 4:12, 4:12] = 1
@@ -139,12 +167,105 @@ def test_training_learns_and_logs(folder, tmp_path):
 
 
 def test_the_weights_of_a_run_refine(folder, tmp_path):
-    import refine
-
     path = train(recipe(folder), tmp_path / "run", workers=0)
     image, truth = scene(np.random.default_rng(0), 60, 70)
     assert refine.Refiner(weights=path, device="cpu").refine(image, truth).mask.shape == (60, 70)
     assert json.loads(checkpoint.load(path).metadata["recipe"])["seed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "part", "kind"),
+    [({"trunk": "dense"}, "trunk", DenseTrunk), ({"decoder": "ensemble"}, "decoder", EnsembleDecoder)],
+)
+def test_the_recipes_choices_are_in_the_weights_specification(folder, tmp_path, change, part, kind):
+    path = train(recipe(folder, steps=1, **change), tmp_path / "run", workers=0)
+    refiner = refine.Refiner("crm-s", weights=path, device="cpu")
+    assert refiner.spec.arguments[part] == change[part]
+    assert type(getattr(refiner.network, part)) is kind
+    image, truth = scene(np.random.default_rng(0), 41, 70)
+    assert refiner.refine(image, truth).mask.shape == (41, 70)
+
+
+def test_pretrained_features_alone_learn_more_slowly(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("refine.training.loop.load_mobilenet_v2", lambda trunk, path: None)
+    rates = {}
+    for pretrained in ("", "features.npz"):
+        path = tmp_path / f"run-{pretrained}" / "checkpoint.pt"
+        train(recipe(folder, steps=1, learning_rate=1e-3, pretrained=pretrained), path.parent, workers=0)
+        groups = torch.load(path, weights_only=True)["optimizer"]["param_groups"]
+        rates[pretrained] = [(len(group["params"]), group["initial_lr"]) for group in groups]
+    every, trunk = (len(list(module.parameters())) for module in (CRMSmall(), CRMSmall().trunk))
+    assert rates == {
+        "": [(every, 1e-3)],
+        "features.npz": [(every - trunk, 1e-3), (trunk, pytest.approx(0.3e-3))],
+    }
+
+
+def test_crm_r50_learns_by_the_same_loop_and_its_weights_refine(folder, tmp_path):
+    path = train(recipe(folder, model="crm-r50", steps=2, warmup=1), tmp_path / "run", workers=0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        begun = build(PRESETS["crm-r50"])
+    ended = torch.load(path.parent / "checkpoint.pt", weights_only=True)["network"]
+    for name, parameter in begun.named_parameters():
+        assert ended[name].isfinite().all(), name
+        assert not torch.equal(ended[name], parameter), name
+    image, truth = scene(np.random.default_rng(0), 41, 70)
+    refined = refine.Refiner("crm-r50", weights=path, device="cpu", dtype="float32").refine(image, truth)
+    assert refined.probability.shape == (41, 70)
+    assert np.isfinite(refined.probability).all()
+
+
+def test_dropout_goes_on_with_its_own_numbers_in_a_resumed_run(folder, tmp_path):
+    r50 = recipe(folder, model="crm-r50", steps=2, batch=1)
+    whole = train(r50, tmp_path / "whole", workers=0)
+    train(r50, tmp_path / "parts", workers=0, stop_at=1)
+    torch.rand(7)  # what else draws from torch's own generator makes no difference
+    again = train(r50, tmp_path / "parts", workers=0)
+    expected, found = checkpoint.load(whole), checkpoint.load(again)
+    for name, value in expected.state.items():
+        torch.testing.assert_close(found.state[name], value, atol=1e-6, rtol=1e-5)
+
+
+def area(x: np.ndarray) -> np.ndarray:
+    return cv2.resize(x, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+
+
+def corners(x: np.ndarray) -> np.ndarray:
+    return zoom(x, (0.5, 0.5, 1), order=1)  # scipy keeps the corner pixels in place
+
+
+@pytest.mark.parametrize(("model", "halved"), [("crm-s", area), ("crm-r50", corners)])
+def test_the_network_sees_crops_as_the_cascade_shows_it_pictures(folder, tmp_path, monkeypatch, model, halved):
+    network, cascade, inputs = NETWORKS[PRESETS[model].network], PRESETS[model].cascade, []
+    encode = network.encode
+
+    def noted(self: torch.nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        inputs.append(x.permute(0, 2, 3, 1).numpy())
+        return encode(self, x)
+
+    monkeypatch.setattr(network, "encode", noted)
+    train(recipe(folder, model=model, steps=1), tmp_path / "run", workers=0)
+    coarse_step, last_step = inputs
+    crops = Crops([find_pairs(folder)], [1.0], size=64, seed=0)
+    for i in range(2):
+        image, mask = (crops[i][name].permute(1, 2, 0).numpy() for name in ("image", "coarse"))
+        colours = (image / np.float32(255) - np.float32(cascade.mean)) / np.float32(cascade.std)
+        whole = np.concatenate((colours, 2 * mask - 1), axis=2)
+        np.testing.assert_allclose(coarse_step[i], halved(whole), atol=1e-5)
+        np.testing.assert_allclose(last_step[i, ..., :3], colours, atol=1e-5)
+
+
+def test_a_checkpoint_from_before_a_field_is_resumed_with_its_default(folder, tmp_path):
+    path = tmp_path / "run" / "checkpoint.pt"
+    train(recipe(folder, steps=1), path.parent, workers=0)
+    state = torch.load(path, weights_only=True)
+    state["recipe"] = json.dumps({k: v for k, v in json.loads(state["recipe"]).items() if k != "model"})
+    torch.save(state, path)
+    assert checkpoint.load(train(recipe(folder, steps=2), path.parent, workers=0)).metadata["step"] == "2"
+    torch.save(state, path)
+    with pytest.raises(WeightsError, match="another recipe"):
+        train(recipe(folder, steps=2, model="crm-r50"), path.parent, workers=0)
 
 
 def test_a_run_is_never_resumed_by_another_recipe(folder, tmp_path):
@@ -171,6 +292,13 @@ def test_a_damaged_checkpoint_is_refused(folder, tmp_path):
         ({"batch": 0}, "batch=0"),
         ({"steps": 0}, "steps=0"),
         ({"shares": (1.0, 2.0)}, "2 shares for 1"),
+        ({"model": "crm-x"}, "model='crm-x' is unknown; known are crm-s, crm-r50"),
+        ({"trunk": "deep"}, "trunk='deep' is unknown"),
+        ({"decoder": "deep"}, "decoder='deep' is unknown"),
+        ({"trunk": "dense", "pretrained": "mobilenetv2.npz"}, "trunk='dense' has no pretrained features"),
+        ({"model": "crm-r50", "trunk": "dense"}, "trunk='dense' belongs to crm-s; crm-r50 has none"),
+        ({"model": "crm-r50", "decoder": "ensemble"}, "decoder='ensemble' belongs to crm-s"),
+        ({"model": "crm-r50", "pretrained": "mobilenetv2.npz"}, "pretrained='mobilenetv2.npz' belongs to crm-s"),
     ],
 )
 def test_an_impossible_recipe_is_refused(folder, change, message):
@@ -213,5 +341,37 @@ def test_a_recipe_is_read_from_toml(tmp_path):
         read_recipe(tmp_path / "recipe.toml", tmp_path)
 
 
-def test_the_shipped_recipe_is_one():
-    read_recipe(Path(__file__).parents[1] / "weights" / "crm-s.toml", Path())
+def test_another_value_of_a_field_wins_over_the_recipes(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text('data = ["a"]\nsteps = 7\nseed = 3\n')
+    found = read_recipe(path, tmp_path, ["steps = 9", 'trunk="dense"', 'data = ["b"]', "steps = 11"])
+    assert found == Recipe(data=(str(tmp_path / "b"),), steps=11, seed=3, trunk="dense")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("trunk=dense", "'trunk=dense' cannot be read"),
+        ("steps", "'steps' cannot be read"),
+        ("epochs=7", "unexpected keyword argument 'epochs'"),
+        ("steps=0", "steps=0 is not possible"),
+    ],
+)
+def test_a_broken_change_of_a_recipe_is_refused(tmp_path, change, message):
+    (tmp_path / "recipe.toml").write_text('data = ["a"]\n')
+    with pytest.raises(OptionError, match=message):
+        read_recipe(tmp_path / "recipe.toml", tmp_path, ["seed=1", change])
+
+
+def test_a_recipe_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(OptionError, match=r"absent\.toml' cannot be read"):
+        read_recipe(tmp_path / "absent.toml", tmp_path)
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(OptionError, match=r"binary\.toml' cannot be read"):
+        read_recipe(tmp_path / "binary.toml", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["crm-s", "crm-r50-cpu"])
+def test_the_recipes_beside_the_weights_can_be_read(name):
+    found = read_recipe(Path(__file__).parents[1] / "weights" / f"{name}.toml", Path())
+    assert found.model == name.removesuffix("-cpu")

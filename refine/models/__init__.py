@@ -2,14 +2,18 @@
 
 from typing import Any, Final, Protocol, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from refine.blocks import Blocks
 from refine.config import Cascade, Spec
 from refine.coords import Axis
 from refine.errors import OptionError
 from refine.models.crm_r50 import CRMResNet50
 from refine.models.crm_s import CRMSmall
+from refine.models.kernels import PointKernel
 from refine.tiles import Window
 
 
@@ -25,6 +29,8 @@ class Network(Protocol):
     latent_channels: int
     tile: int
     """px of input to encode at once unless told otherwise: a good trade of halos against memory."""
+    working: float
+    """Values per px of input that are alive at the encoder's peak, latent included; as measured."""
     neighbours: int
     """How often the MLP is evaluated for a query."""
     guided: bool
@@ -41,6 +47,14 @@ class Network(Protocol):
     ) -> Tensor:
         """Latent of a window of cells of the whole picture, from taps that begin at its cell ``origin``."""
 
+    def encode_area(
+        self, x: Tensor, needed: NDArray[np.bool_], *, sizes: tuple[tuple[int, int], ...], origin: tuple[int, int]
+    ) -> Blocks:
+        """The latent of an input (1, channels, h, w) in the ``needed`` squares of `refine.blocks.FINE` px alone.
+
+        x is a window of a picture whose taps have ``sizes`` and begins at its cell ``origin``.
+        """
+
     def axis(self, pixels: int, samples: int) -> Axis:
         """Where each of ``pixels`` reads the latent of ``samples`` px of input."""
 
@@ -49,6 +63,12 @@ class Network(Protocol):
 
     def decode(self, latent: Tensor, rows: Any, columns: Any, guide: Tensor | None) -> Tensor:
         """Logits (B, 1, n, m) float32 of the queries ``rows`` x ``columns``."""
+
+    def decode_points(self, latent: Blocks, rows: Any, columns: Any, points: Tensor, guide: Tensor | None) -> Tensor:
+        """Logits (N,) float32 of the queries ``points`` (N, 2) among ``rows`` x ``columns``; guide: (N, channels)."""
+
+    def point_kernel(self, rows: Any, columns: Any) -> PointKernel | None:
+        """What a kernel needs to do `decode_points` in one pass; None where there is no kernel for it."""
 
     def folded(self) -> Self:
         """A copy for inference."""
@@ -63,7 +83,7 @@ PRESETS: Final[dict[str, Spec]] = {
     "crm-s": Spec(
         model="crm-s",
         network="CRMSmall",
-        arguments={"in_channels": 4, "latent_channels": 32},
+        arguments={"in_channels": 4, "latent_channels": 32, "trunk": "mobilenetv2", "decoder": "interpolated"},
         cascade=Cascade(
             smallest=224,
             pad=0,
@@ -71,6 +91,7 @@ PRESETS: Final[dict[str, Spec]] = {
             std=(1.0, 1.0, 1.0),
             resize="area",
             coarse_decode="next",
+            decode="strided",
             empty=0.0,
         ),
     ),

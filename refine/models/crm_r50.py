@@ -12,15 +12,21 @@ Names of submodules are those of the published checkpoints. Numbers in names are
 
 import copy
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from refine.blocks import Area, Batch, Blocks
 from refine.coords import EnsembleAxis, axis_tables, corner_aligned, interpolated
+from refine.models.kernels import PointKernel
 from refine.tiles import Window
+from refine_kernels.reference_queries import EnsembleTable, EnsembleWeights
 
 Taps = tuple[Tensor, Tensor, Tensor]
 Pair = tuple[int, int]
@@ -58,6 +64,17 @@ class Bottleneck(nn.Module):
         y = self.bn1(self.conv1(x)).relu_()
         y = self.bn2(self.conv2(y)).relu_()
         y = self.bn3(self.conv3(y))
+        y += x if self.downsample is None else self.downsample(x)
+        return y.relu_()
+
+    def valid(self, b: Batch, source: Blocks) -> Tensor:
+        """The block of a folded network on a batch's windows of ``source``."""
+        stride, halo = _first(self.conv2.stride), _first(self.conv2.dilation)
+        x = b.read(source, halo, 0 if stride == 2 else halo)
+        y = b.inside(self.conv1(x).relu_(), source, halo)
+        y = F.conv2d(y, self.conv2.weight, self.conv2.bias, stride, 0, halo).relu_()
+        y = self.conv3(y)
+        x = x[..., halo : halo + b.side * stride, halo : halo + b.side * stride]
         y += x if self.downsample is None else self.downsample(x)
         return y.relu_()
 
@@ -155,6 +172,7 @@ class CRMResNet50(nn.Module):
     window = 8  # origins of encoder tiles are multiples of this many px
     latent_channels = 32
     tile = 2048  # px of input that make about 2 GB of features in float32
+    working = 120.0  # values per px at the peak, as measured
     neighbours = 4  # cells that the MLP is evaluated for at a query
     guided = False  # a query reads the latent alone
 
@@ -191,6 +209,41 @@ class CRMResNet50(nn.Module):
         x = self.feats.layer2(x)
         x = self.feats.layer3(x)  # (B, 1024, /8)
         return t2, t4, self.aspp_.tap8(x)
+
+    def encode_area(
+        self, x: Tensor, needed: NDArray[np.bool_], *, sizes: tuple[Pair, ...] | None = None, origin: Pair = (0, 0)
+    ) -> Blocks:
+        """The latent of one input (1, in_channels, h, w) where it is ``needed``; see `refine.blocks.Area`.
+
+        x: a whole picture, or a window of one whose taps have `sizes`, from its cell `origin` on. The reaches grow by
+        what each layer reads, in px, from the latent backwards; they end at the 150 px of `halo`.
+        """
+        area = Area(needed, (x.shape[-2], x.shape[-1]), x.device)
+        sizes = sizes or self.tap_sizes(*area.size)
+        trunk, fusion = self.feats, self.aspp_
+        pixels = Blocks.whole(x, 1)
+        blocks = list(_blocks(trunk))
+        reaches = [18]  # of the last block: a cell of the fusion, drawn by a cell of /8, read between two of them
+        for block, stride in zip(reversed(blocks), [8] * 9 + [4] * 4, strict=True):
+            reaches.append(reaches[-1] + stride * _first(block.conv2.dilation))
+        pooled, *reaches = reversed(reaches)
+        y = x2 = area.compute(2, pooled + 2, lambda b: _valid(trunk.conv1, b.read(pixels, 3, 2)).relu_())
+        y = area.compute(4, pooled, lambda b: F.max_pool2d(b.read(x2, 1, 0), 3, 2))
+        for block, reach in zip(blocks[:3], reaches, strict=False):
+            y = area.compute(4, reach, partial(block.valid, source=y))
+        x4 = y
+        for block, reach in zip(blocks[3:], reaches[3:], strict=True):
+            y = area.compute(8, reach, partial(block.valid, source=y))
+        t4 = area.compute(4, 10, lambda b: fusion.tap4(b.read(x4)))
+        t8 = area.compute(8, 18, lambda b: fusion.tap8(b.read(y)))
+        aligned = [_Aligned(tap, size, sizes[0], origin) for tap, size in ((t4, sizes[1]), (t8, sizes[2]))]
+        weight = self.decoder_weights().features[:, :, None, None]
+
+        def fuse(b: Batch) -> Tensor:
+            taps = [fusion.tap2(b.read(x2, 1)), *(tap.read(b, 1) for tap in aligned)]
+            return F.conv2d(fusion.last_conv(b.inside(torch.cat(taps, 1), x2, 1)), weight)
+
+        return area.compute(2, 0, fuse)
 
     def tap_sizes(self, height: int, width: int) -> tuple[Pair, Pair, Pair]:
         """(h, w) of the taps of an input of `height` x `width` px."""
@@ -266,6 +319,46 @@ class CRMResNet50(nn.Module):
         logits = logits * (area / area.sum(dim=(0, 2), keepdim=True))
         return logits.sum(dim=(1, 3))[:, None]
 
+    def decode_points(
+        self,
+        latent: Blocks,
+        rows: EnsembleAxis,
+        columns: EnsembleAxis,
+        points: Tensor,
+        guide: Tensor | None = None,
+    ) -> Tensor:
+        """Logits (N,) float32 of the queries `points` (N, 2) among `rows` x `columns`; as `decode` for a grid."""
+        layer = self.decoder_weights()
+        constant = layer.bias.float() + layer.cell.float() @ layer.cell.new_tensor([rows.cell, columns.cell]).float()
+        y, x = rows[points[:, 0]], columns[points[:, 1]]
+        q = torch.stack((y.q, x.q), 1) @ layer.q.float().T + constant  # (N, 32)
+        logits, areas = [], []
+        for k, m in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            z = latent.at(y.index[k], x.index[m])
+            z = z + (torch.stack((y.rel[k], x.rel[m]), 1) @ layer.rel.float().T + q).to(z)
+            logits.append(self.decoder(z)[:, 0].float())
+            areas.append((y.rel[1 - k] * x.rel[1 - m]).abs() + 1e-9)  # of the opposite corner
+        area = torch.stack(areas)
+        return (torch.stack(logits) * (area / area.sum(0))).sum(0)
+
+    def point_kernel(self, rows: EnsembleAxis, columns: EnsembleAxis) -> PointKernel:
+        """`decode_points` by `refine_kernels`: see `refine.models.PointKernel`."""
+        layer = self.decoder_weights()
+        constant = layer.bias.float() + layer.cell.float() @ layer.cell.new_tensor([rows.cell, columns.cell]).float()
+        tables = []
+        for number, (axis, shift) in enumerate(((rows, constant), (columns, torch.zeros_like(constant)))):
+            rel, q = layer.rel[:, number].float(), layer.q[:, number].float()
+            along = axis.rel[..., None] * rel + axis.q[:, None] * q + shift
+            tables.append(EnsembleTable(axis.index.int(), axis.rel, along))
+        *hidden, last = (layer for layer in self.decoder if isinstance(layer, nn.Linear))
+        weights = EnsembleWeights(
+            torch.stack([layer.weight.detach().float() for layer in hidden]),
+            torch.stack([layer.bias.detach().float() for layer in hidden]),
+            last.weight.detach().float()[0].contiguous(),
+            float(last.bias),
+        )
+        return PointKernel("ensemble_decode", tuple(tables), weights, None)
+
     def folded(self) -> "CRMResNet50":
         """A copy for inference whose batch norms are part of the convolutions before them. Fold before any cast."""
         net = copy.deepcopy(self).eval().requires_grad_(False)
@@ -320,6 +413,43 @@ def _halo(trunk: _Trunk, window: int) -> int:
     finest = _first(trunk.conv1.stride)
     reach += finest + (jump - finest) + jump  # the fusion's cell, the draw, the lower of the two cells read
     return -(-reach // window) * window
+
+
+def _valid(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    return F.conv2d(x, conv.weight, conv.bias, conv.stride)
+
+
+class _Aligned:
+    """A tap as the latent's grid reads it: enlarged with the whole picture's corners kept in place."""
+
+    def __init__(self, tap: Blocks, size: Pair, target: Pair, origin: Pair) -> None:
+        self.tap, self.origin, factor = tap, origin, tap.stride // 2
+        self.first = [o // factor for o in origin]  # the tap's first cell in the whole picture
+        device = tap.values.device
+        tables = (corner_aligned(n, m, 0, m) for n, m in zip(size, target, strict=True))
+        self.axes = [tuple(t.to(device) for t in table) for table in tables]
+
+    def read(self, b: Batch, halo: int) -> Tensor:
+        """Windows (M, C, side + 2 halo, side + 2 halo) of the enlarged tap; beyond the picture anything."""
+        count = b.side + 2 * halo
+        cells, weights = [], []
+        for axis in (0, 1):
+            lower, upper, weight = self.axes[axis]
+            steps = torch.arange(-halo, b.side + halo, device=lower.device)
+            at = (b.origins[:, axis : axis + 1] + self.origin[axis] + steps).clamp_(0, len(lower) - 1)
+            low, high, weight = lower[at], upper[at], weight[at]  # (M, count)
+            length = int((high[:, -1] - low[:, 0]).max()) + 1
+            # A row of it sums the two cells that a sample is between.
+            between = torch.zeros(len(at), count, length, device=lower.device)
+            between.scatter_add_(2, (low - low[:, :1])[..., None], (1 - weight)[..., None])
+            between.scatter_add_(2, (high - low[:, :1])[..., None], weight[..., None])
+            cells.append(low[:, :1] - self.first[axis] + torch.arange(length, device=lower.device))
+            weights.append(between.to(self.tap.values.dtype))
+        x = b.gather(self.tap, *cells).permute(0, 2, 3, 1)  # (M, h, w, C)
+        m, h, w, channels = x.shape
+        x = torch.bmm(weights[0], x.reshape(m, h, w * channels)).view(m * count, w, channels)
+        x = torch.bmm(weights[1].repeat_interleave(count, 0), x)  # (M * count, count, C)
+        return x.view(m, count, count, channels).permute(0, 3, 1, 2)
 
 
 def _first(value: int | tuple[int, ...]) -> int:

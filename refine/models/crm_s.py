@@ -12,13 +12,19 @@ Encode once, query any pixel, as CRM (arXiv 2111.14482) and LIIF (arXiv 2012.091
 import copy
 from typing import Final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from refine.blocks import Area, Blocks, upsampled
 from refine.coords import LerpAxis
-from refine.models.layers import ConvNorm, InvertedResidual, fold_norms, upsample_twice
+from refine.errors import one_of
+from refine.models.kernels import PointKernel
+from refine.models.layers import ConvNorm, InvertedResidual, Residual, conv_norms, fold_norms, upsample_twice
 from refine.tiles import Window
+from refine_kernels.reference_queries import InterpolatedTable, InterpolatedWeights
 
 # (channels, blocks, stride of the first) of MobileNetV2 at width 1.0 behind its first block, up to its stride of 16.
 _TRUNK: Final = ((24, 2, 2), (32, 3, 2), (64, 4, 2), (96, 3, 1))
@@ -29,6 +35,8 @@ MASK_LOGIT_LIMIT: Final = 4.0  # a binary mask's logit would be infinite; p = 0.
 
 class Trunk(nn.Module):
     """MobileNetV2 features of a picture: (16 ch /2, 24 ch /4, 32 ch /8, 96 ch /16)."""
+
+    widths: Final = (16, 24, 32, 96)
 
     def __init__(self, in_channels: int) -> None:
         super().__init__()
@@ -45,6 +53,31 @@ class Trunk(nn.Module):
                     step = stride if i == 0 else 1
                     level.append(InvertedResidual(width, channels, stride=step, expansion=_EXPANSION))
                     width = channels
+            self.levels.append(level)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        x2 = self.first(x)
+        x4 = self.levels[0](x2)
+        x8 = self.levels[1](x4)
+        return x2, x4, x8, self.levels[2](x8)
+
+
+class DenseTrunk(nn.Module):
+    """The other side of the choice: residual dense 3x3 convolutions, which a CPU's matrix units run fastest.
+
+    Features of a picture: (32 ch /2, 64 ch /4, 96 ch /8, 128 ch /16), for about the time of `Trunk`.
+    """
+
+    widths: Final = (32, 64, 96, 128)
+
+    def __init__(self, in_channels: int) -> None:
+        super().__init__()
+        self.first = ConvNorm(in_channels, 32, stride=2)
+        self.levels = nn.ModuleList()
+        for width, (channels, blocks) in zip(self.widths, ((64, 2), (96, 3), (128, 4)), strict=False):
+            level = nn.Sequential(ConvNorm(width, channels, stride=2))
+            for _ in range(blocks):
+                level.append(Residual(channels))
             self.levels.append(level)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -82,9 +115,54 @@ class InterpolatedDecoder(nn.Module):
         z = z + self.guide(guide.permute(0, 2, 3, 1).to(z))
         z += along_y[:, None, :]
         z += along_x
-        z = torch.relu_(self.hidden(torch.relu_(z)))
-        logit = self.last(z).float().permute(0, 3, 1, 2)
+        logit = self._answer(z).permute(0, 3, 1, 2)
         return logit + mask_logit(guide[:, -1:])
+
+    def at_points(self, latent: Blocks, y: LerpAxis, x: LerpAxis, guide: Tensor) -> Tensor:
+        """Logits (N,) float32 of N queries, each at its own place on both axes; guide: (N, in_channels)."""
+        along = x.fraction[:, None].to(latent.values)
+        top, bottom = (torch.lerp(latent.at(row, x.low), latent.at(row, x.high), along) for row in (y.low, y.high))
+        z = torch.lerp(top, bottom, y.fraction[:, None].to(top))  # (N, C)
+        z += self.guide(guide.to(z))
+        z += self.phase(torch.cat((y.phase, x.phase), 1).to(z))
+        return self._answer(z)[:, 0] + mask_logit(guide[:, -1])
+
+    def _answer(self, z: Tensor) -> Tensor:
+        """The MLP behind its first layer's sum, float32."""
+        return self.last(torch.relu_(self.hidden(torch.relu_(z)))).float()  # type: ignore[no-any-return]
+
+
+class EnsembleDecoder(InterpolatedDecoder):
+    """The other side of the choice: LIIF's local ensemble (arXiv 2012.09161, section 3), four evaluations a query.
+
+    The MLP sees each of the four cells around a query and the query's place relative to that cell, in cells; the
+    outputs are averaged with the weights of bilinear interpolation, which are the areas of the opposite corners.
+    """
+
+    def forward(self, latent: Tensor, rows: LerpAxis, columns: LerpAxis, guide: Tensor) -> Tensor:
+        """As `InterpolatedDecoder`."""
+        cells = latent.permute(0, 2, 3, 1)  # (B, h, w, C)
+        own = self.guide(guide.permute(0, 2, 3, 1).to(cells))
+        logit = mask_logit(guide[:, -1:])
+        for row, rel_y, weight_y in rows.corners():
+            z = cells.index_select(1, row)
+            along_y = (rel_y[:, None] * self.phase.weight[:, 0]).to(z)  # (n, C)
+            for column, rel_x, weight_x in columns.corners():
+                along_x = (rel_x[:, None] * self.phase.weight[:, 2]).to(z)  # (m, C)
+                h = z.index_select(2, column) + own + along_y[:, None, :] + along_x
+                logit = logit + self._answer(h)[..., 0][:, None] * (weight_y[:, None] * weight_x)
+        return logit
+
+    def at_points(self, latent: Blocks, y: LerpAxis, x: LerpAxis, guide: Tensor) -> Tensor:
+        """As `InterpolatedDecoder`."""
+        own = self.guide(guide.to(latent.values))
+        logit = mask_logit(guide[:, -1])
+        for row, rel_y, weight_y in y.corners():
+            for column, rel_x, weight_x in x.corners():
+                along = torch.stack((rel_y, rel_x), 1) @ self.phase.weight[:, ::2].T.float()
+                h = latent.at(row, column) + own + along.to(own)
+                logit = logit + self._answer(h)[:, 0] * (weight_y * weight_x)
+        return logit
 
 
 def mask_logit(mask: Tensor) -> Tensor:
@@ -93,36 +171,57 @@ def mask_logit(mask: Tensor) -> Tensor:
     return 2 * torch.atanh(mask.float().clamp(-limit, limit))
 
 
+TRUNKS: Final[dict[str, type[Trunk] | type[DenseTrunk]]] = {"mobilenetv2": Trunk, "dense": DenseTrunk}
+DECODERS: Final[dict[str, type[InterpolatedDecoder]]] = {
+    "interpolated": InterpolatedDecoder,
+    "ensemble": EnsembleDecoder,
+}
+
+
 class CRMSmall(nn.Module):
     """The small implicit refiner.
 
-    Input channels are RGB in [0, 1] and the mask in [-1, 1], last.
+    Input channels are RGB in [0, 1] and the mask in [-1, 1], last. trunk, decoder: keys of `TRUNKS` and `DECODERS`;
+    the table in weights/README.md is why the defaults are what they are.
+
+    Raises `OptionError` for an unknown trunk or decoder.
     """
 
     stride: Final = 2
     window: Final = 32
     guided: Final = True
     tile: Final = 4096  # px of input that make about 2 GB of features in bfloat16
-    neighbours: Final = 1  # cells are interpolated before the MLP, which runs once a query
+    working: Final = 48.0  # values per px at the peak, as measured
     # How far a latent cell sees. Every 3x3 convolution adds its input's stride, every enlargement its coarse cell, and
     # the asymmetric padding of strided convolutions draws it all to the right and down: 362 px at most, as
     # tests/test_crm_s.py measures; then a multiple of `window`.
     halo: Final = 384
 
-    def __init__(self, *, in_channels: int = 4, latent_channels: int = 32) -> None:
+    def __init__(
+        self,
+        *,
+        in_channels: int = 4,
+        latent_channels: int = 32,
+        trunk: str = "mobilenetv2",
+        decoder: str = "interpolated",
+    ) -> None:
         super().__init__()
+        one_of("trunk", trunk, tuple(TRUNKS))
+        one_of("decoder", decoder, tuple(DECODERS))
         self.in_channels = in_channels
         self.latent_channels = latent_channels
+        self.neighbours = 4 if decoder == "ensemble" else 1  # evaluations of the MLP a query
         self.stem2 = nn.Sequential(nn.PixelUnshuffle(2), ConvNorm(4 * in_channels, 32), ConvNorm(32, 32))
         self.stem4 = nn.Sequential(ConvNorm(32, 64, stride=2), ConvNorm(64, 64))
-        self.trunk = Trunk(in_channels)
-        self.lateral32 = ConvNorm(96, 96, 1)
-        self.merge16 = ConvNorm(96 + 32, 96)
-        self.merge8 = ConvNorm(96 + 24, 64)
-        self.merge4 = nn.Sequential(ConvNorm(64 + 16 + 64, 64), ConvNorm(64, 64), ConvNorm(64, 32, 1))
+        self.trunk: Trunk | DenseTrunk = TRUNKS[trunk](in_channels)
+        w4, w8, w16, w32 = self.trunk.widths  # named by their stride in x
+        self.lateral32 = ConvNorm(w32, 96, 1)
+        self.merge16 = ConvNorm(96 + w16, 96)
+        self.merge8 = ConvNorm(96 + w8, 64)
+        self.merge4 = nn.Sequential(ConvNorm(64 + w4 + 64, 64), ConvNorm(64, 64), ConvNorm(64, 32, 1))
         self.merge2 = nn.Sequential(ConvNorm(32 + 32, 32), ConvNorm(32, 32))
         self.to_latent = nn.Conv2d(32, latent_channels, 1, bias=False)
-        self.decoder = InterpolatedDecoder(in_channels, latent_channels)
+        self.decoder: InterpolatedDecoder = DECODERS[decoder](in_channels, latent_channels)
 
     def tap_sizes(self, height: int, width: int) -> tuple[tuple[int, int], ...]:
         return ((-(-height // self.stride), -(-width // self.stride)),)
@@ -133,19 +232,70 @@ class CRMSmall(nn.Module):
         Sides that are no multiple of `window` are continued by their last pixels.
         """
         height, width = x.shape[-2:]
-        below, right = -height % self.window, -width % self.window
-        if below or right:
-            x = F.pad(x, (0, right, 0, below), mode="replicate")
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = self._continued(x)
         s2 = self.stem2(x)  # (B, 32, h/2, w/2)
         s4 = self.stem4(s2)  # (B, 64, h/4, w/4)
-        t4, t8, t16, t32 = self.trunk(F.avg_pool2d(x, 2))  # named by their stride in x
-        y = self.merge16(torch.cat((upsample_twice(self.lateral32(t32)), t16), 1))  # (B, 96, h/16, w/16)
-        y = self.merge8(torch.cat((upsample_twice(y), t8), 1))  # (B, 64, h/8, w/8)
+        t4, y = self._deep(x)
         y = self.merge4(torch.cat((upsample_twice(y), t4, s4), 1))  # (B, 32, h/4, w/4)
         y = self.merge2(torch.cat((upsample_twice(y), s2), 1))  # (B, 32, h/2, w/2)
         rows, columns = self.tap_sizes(height, width)[0]
         return (self.to_latent(y)[:, :, :rows, :columns],)
+
+    def encode_area(
+        self,
+        x: Tensor,
+        needed: NDArray[np.bool_],
+        *,
+        sizes: tuple[tuple[int, int], ...] = (),
+        origin: tuple[int, int] = (0, 0),
+    ) -> Blocks:
+        """The latent of one input (1, in_channels, h, w) where it is ``needed``; see `refine.blocks.Area`.
+
+        The trunk, a seventh of the work, is computed on the rectangle that the needed cells depend on; all else in
+        blocks. The reaches follow from the layers behind: a 3x3 convolution adds its stride, an enlargement that of
+        its input; the stem at /2 is also read by strided convolutions. tests/test_crm_s.py compares with `encode`.
+        """
+        x = self._continued(x)
+        area = Area(needed, (x.shape[-2], x.shape[-1]), x.device)
+        pixels = Blocks.whole(F.pixel_unshuffle(x, 2), 2)
+        t4, y8 = (Blocks.whole(t, 4 * (i + 1)) for i, t in enumerate(self._deep(x)))
+        first, second = conv_norms(self.stem2)
+        s2 = area.compute(2, 26, lambda b: first.valid(b.read(pixels, 1)))
+        s2 = area.compute(2, 24, lambda b: second.valid(b.read(s2, 1)))
+        first, second = conv_norms(self.stem4)
+        s4 = area.compute(4, 20, lambda b: first.valid(b.read(s2, 1, 0)))
+        s4 = area.compute(4, 16, lambda b: second.valid(b.read(s4, 1)))
+        first, second, third = conv_norms(self.merge4)
+        y4 = area.compute(
+            4,
+            12,
+            lambda b: first.valid(
+                torch.cat((b.inside(upsampled(b.read(y8, 1, repeat=True)), s4, 1), b.read(t4, 1), b.read(s4, 1)), 1)
+            ),
+        )
+        y4 = area.compute(4, 8, lambda b: third.valid(second.valid(b.read(y4, 1))))
+        first, last = conv_norms(self.merge2)
+        y2 = area.compute(
+            2,
+            2,
+            lambda b: first.valid(
+                torch.cat((b.inside(upsampled(b.read(y4, 1, repeat=True)), s2, 1), b.read(s2, 1)), 1)
+            ),
+        )
+        return area.compute(2, 0, lambda b: self.to_latent(last.valid(b.read(y2, 1))))
+
+    def _continued(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        below, right = -height % self.window, -width % self.window
+        if below or right:
+            x = F.pad(x, (0, right, 0, below), mode="replicate")
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def _deep(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What objects look like: (B, 24, h/4, w/4) of the trunk, (B, 64, h/8, w/8) merged from all below."""
+        t4, t8, t16, t32 = self.trunk(F.avg_pool2d(x, 2))  # named by their stride in x
+        y = self.merge16(torch.cat((upsample_twice(self.lateral32(t32)), t16), 1))  # (B, 96, h/16, w/16)
+        return t4, self.merge8(torch.cat((upsample_twice(y), t8), 1))
 
     def fuse(
         self,
@@ -172,6 +322,34 @@ class CRMSmall(nn.Module):
         assert guide is not None
         logit: Tensor = self.decoder(latent, rows, columns, guide)
         return logit
+
+    def decode_points(
+        self, latent: Blocks, rows: LerpAxis, columns: LerpAxis, points: Tensor, guide: Tensor | None
+    ) -> Tensor:
+        """Logits (N,) float32 of the queries ``points`` (N, 2) among ``rows`` x ``columns``; guide (N, in_channels)."""
+        assert guide is not None
+        logit: Tensor = self.decoder.at_points(latent, rows[points[:, 0]], columns[points[:, 1]], guide)
+        return logit
+
+    def point_kernel(self, rows: LerpAxis, columns: LerpAxis) -> PointKernel | None:
+        """The same by `refine_kernels`, which has no kernel for the ensemble: see `refine.models.PointKernel`."""
+        if isinstance(self.decoder, EnsembleDecoder):
+            return None
+        d = self.decoder
+        phases = d.phase.weight.float().split(2, dim=1)
+        tables = (
+            InterpolatedTable(axis.low.int(), axis.high.int(), axis.fraction, axis.phase @ phase.T)
+            for axis, phase in zip((rows, columns), phases, strict=True)
+        )
+        weights = InterpolatedWeights(
+            guide=d.guide.weight.detach().float(),
+            guide_bias=d.guide.bias.detach().float(),
+            hidden=d.hidden.weight.detach().float(),
+            hidden_bias=d.hidden.bias.detach().float(),
+            last=d.last.weight.detach().float()[0].contiguous(),
+            last_bias=float(d.last.bias),
+        )
+        return PointKernel("interpolated_decode", tuple(tables), weights, lambda guide: mask_logit(guide[:, -1]))
 
     def folded(self) -> "CRMSmall":
         """A copy for inference whose normalisations are part of the convolutions before them. Fold before any cast."""

@@ -40,6 +40,12 @@ class ConvNorm(nn.Module):
         x = self.norm(self.conv(x))
         return x if self.activation is None else ACTIVATIONS[self.activation](x, inplace=not self.training)
 
+    def valid(self, x: Tensor) -> Tensor:
+        """The same without padding: its border has to be part of ``x``."""
+        assert not self.asymmetric
+        x = self.norm(F.conv2d(x, self.conv.weight, self.conv.bias, self.conv.stride))
+        return x if self.activation is None else ACTIVATIONS[self.activation](x, inplace=not self.training)
+
     def fold(self) -> None:
         """Multiply the normalisation into the convolution (identity d: both are linear); evaluation mode only."""
         if isinstance(self.norm, nn.BatchNorm2d):
@@ -65,6 +71,22 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.layers(x) if self.adds else self.layers(x)
+
+
+class Residual(nn.Module):
+    """A dense 3x3 convolution beside which the input passes."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.layer = ConvNorm(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layer(x)
+
+
+def conv_norms(layers: nn.Sequential) -> list[ConvNorm]:
+    """Those of a sequence, in its order."""
+    return [layer for layer in layers if isinstance(layer, ConvNorm)]
 
 
 def upsample_twice(x: Tensor) -> Tensor:

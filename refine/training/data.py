@@ -1,7 +1,7 @@
 """Crops of pictures with their truth and a coarse mask, reproducible by number."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,7 +52,8 @@ class Crops(Dataset[dict[str, Tensor]]):
     coarse mask is one of the crop, the fine one such as the cascade hands to its last scales.
 
     groups: pairs of each data set; shares: how often a group is drawn, relative to the others; scenes: the probability
-    of a generated scene instead.
+    of a generated scene instead; cache: bytes of pictures and truths that each process keeps, those used last; the
+    items do not depend on it.
     """
 
     def __init__(
@@ -63,13 +64,15 @@ class Crops(Dataset[dict[str, Tensor]]):
         size: int,
         seed: int,
         scenes: float = 0.0,
+        cache: int = 2 * 10**9,
     ) -> None:
         self.groups = groups
         self.shares = np.asarray(shares, np.float64) / np.sum(shares)
         self.size = size
         self.scenes = scenes
         self.seed = seed
-        self._cache: dict[Path, NDArray[np.uint8]] = {}
+        self.cache = cache
+        self._kept: dict[Path, NDArray[np.uint8]] = {}  # the last used comes last
 
     def __len__(self) -> int:
         return 2**40
@@ -96,14 +99,21 @@ class Crops(Dataset[dict[str, Tensor]]):
         }
 
     def _image(self, path: Path) -> NDArray[np.uint8]:
-        if path not in self._cache:
-            self._cache[path] = read_image(path)
-        return self._cache[path]
+        return self._recent(path, lambda: read_image(path))
 
     def _truth(self, path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
-        if path not in self._cache:
-            self._cache[path] = np.uint8(255) * (as_mask(path, size) > 0.5)
-        return self._cache[path]
+        return self._recent(path, lambda: np.uint8(255) * (as_mask(path, size) > 0.5))
+
+    def _recent(self, path: Path, read: Callable[[], NDArray[np.uint8]]) -> NDArray[np.uint8]:
+        """What ``read`` gives for a file; it is asked again where there was no room to keep that."""
+        array = self._kept.pop(path, None)
+        if array is None:
+            array = read()
+            held = array.nbytes + sum(kept.nbytes for kept in self._kept.values())
+            while self._kept and held > self.cache:
+                held -= self._kept.pop(next(iter(self._kept))).nbytes
+        self._kept[path] = array
+        return array
 
     def _crop(
         self, image: NDArray[np.uint8], truth: NDArray[np.uint8], rng: np.random.Generator

@@ -7,11 +7,11 @@ first step's own output, the coarse mask and a better one.
 
 import json
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +20,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Sampler
 
 from refine.checkpoint import save
+from refine.config import Cascade, Spec
 from refine.devices import resolve_device
-from refine.errors import OptionError, WeightsError
+from refine.errors import OptionError, WeightsError, one_of
 from refine.io import write_atomic
-from refine.models import preset
-from refine.models.crm_s import CRMSmall
+from refine.models import PRESETS, Network, build, preset
+from refine.models.crm_s import DECODERS, TRUNKS, CRMSmall, Trunk
+from refine.tiles import Window
 from refine.training.data import Crops, find_pairs
 from refine.training.losses import crm_loss
 from refine.training.pretrained import load_mobilenet_v2
@@ -35,6 +37,7 @@ class Recipe:
     """What a run is: everything that its result depends on, stored beside the weights."""
 
     data: tuple[str, ...]  # folders of pairs
+    model: str = "crm-s"  # name of a preset
     shares: tuple[float, ...] = ()  # how often each folder is drawn; equal where empty
     scenes: float = 0.0  # the share of generated scenes
     steps: int = 4000
@@ -46,9 +49,11 @@ class Recipe:
     weight_decay: float = 1e-4
     warmup: int = 150  # steps
     decay: float = 0.3  # the last share of all steps, in which the learning rate falls to zero
-    ema: float = 0.998  # of the averaged weights that are kept
+    ema: float = 0.998  # of the averaged weights that are kept; less in the first few thousand steps
     seed: int = 0
-    pretrained: str = ""  # mobilenetv2.npz
+    pretrained: str = ""  # mobilenetv2.npz; crm-s alone has this field and the next two
+    trunk: str = "mobilenetv2"  # or "dense"
+    decoder: str = "interpolated"  # or "ensemble"
 
     def __post_init__(self) -> None:
         if self.shares and len(self.shares) != len(self.data):
@@ -61,6 +66,22 @@ class Recipe:
                 f"crop={self.crop}, window={self.window} are not possible; the crop is a multiple of 64 px, the window "
                 "one of 32 px and no larger"
             )
+        one_of("model", self.model, tuple(PRESETS))
+        if self.model != "crm-s":
+            for name in ("pretrained", "trunk", "decoder"):
+                if getattr(self, name) != getattr(Recipe, name):
+                    raise OptionError(f"{name}={getattr(self, name)!r} belongs to crm-s; {self.model} has none")
+        one_of("trunk", self.trunk, tuple(TRUNKS))
+        one_of("decoder", self.decoder, tuple(DECODERS))
+        if self.pretrained and self.trunk != "mobilenetv2":
+            raise OptionError(f"trunk={self.trunk!r} has no pretrained features; leave pretrained empty")
+
+    def spec(self) -> Spec:
+        """Of the model that is trained."""
+        base = preset(self.model)
+        if self.model != "crm-s":
+            return base
+        return replace(base, arguments={**base.arguments, "trunk": self.trunk, "decoder": self.decoder})
 
 
 class _Numbers(Sampler[int]):
@@ -92,7 +113,7 @@ def train(
     save_seconds: float = 120.0,
     stop_at: int | None = None,
 ) -> Path:
-    """Train crm-s by ``recipe`` and return the path of the averaged weights, ``out/weights.safetensors``.
+    """Train the model of ``recipe`` and return the path of the averaged weights, ``out/weights.safetensors``.
 
     ``out`` holds a checkpoint, written every ``save_seconds``, that a second call with the same folder resumes from,
     and a log of one JSON line every 20 steps. ``stop_at`` ends the call after that step, to be resumed.
@@ -115,15 +136,19 @@ def train(
         prefetch_factor=4 if workers else None,
         worker_init_fn=_one_thread,
     )
-    choices = torch.Generator()
+    cascade, choices = recipe.spec().cascade, torch.Generator()
     saved = logged = time.monotonic()
     seen: list[dict[str, float]] = []
     run.network.train()
     for batch in loader:
-        choices.manual_seed(recipe.seed * 1_000_003 + run.step)
+        seed = recipe.seed * 1_000_003 + run.step
+        choices.manual_seed(seed)
         for group in run.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * learning_rate(run.step, recipe)
-        losses = _losses(run.network, {k: v.to(device) for k, v in batch.items()}, recipe, choices)
+        with torch.random.fork_rng(devices=[device] if device.startswith("cuda") else []):
+            torch.manual_seed(seed)  # dropout knows no other generator
+            on_device = {name: value.to(device) for name, value in batch.items()}
+            losses = _losses(cast(Network, run.network), cascade, on_device, recipe, choices)
         run.optimizer.zero_grad(set_to_none=True)
         sum(losses.values(), torch.zeros((), device=device)).backward()
         nn.utils.clip_grad_norm_(run.network.parameters(), 1.0)
@@ -150,7 +175,7 @@ def train(
 class _Run:
     """What training changes, on disk as ``checkpoint.pt``."""
 
-    network: CRMSmall
+    network: nn.Module
     average: AveragedModel
     optimizer: torch.optim.Optimizer
     recipe: str
@@ -160,17 +185,19 @@ class _Run:
     def begin(cls, recipe: Recipe, device: str) -> Self:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
-            network = CRMSmall(**preset("crm-s").arguments)
-        factor = 1.0
+            network = build(recipe.spec())
+        rates = [(False, recipe.learning_rate)]
+        slow: set[int] = set()
         if recipe.pretrained:
-            load_mobilenet_v2(network.trunk, Path(recipe.pretrained))
-            factor = recipe.trunk_factor
+            trunk = cast(CRMSmall, network).trunk
+            load_mobilenet_v2(cast(Trunk, trunk), Path(recipe.pretrained))
+            rates.append((True, recipe.learning_rate * recipe.trunk_factor))
+            slow = {id(parameter) for parameter in trunk.parameters()}
         network = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
-        trunk = {id(p) for p in network.trunk.parameters()}
+        average = AveragedModel(network, multi_avg_fn=_moving_average(recipe.ema), use_buffers=True)
         groups = [
-            {"params": [p for p in network.parameters() if (id(p) in trunk) == inside], "initial_lr": rate}
-            for inside, rate in ((False, recipe.learning_rate), (True, recipe.learning_rate * factor))
+            {"params": [p for p in network.parameters() if (id(p) in slow) == inside], "initial_lr": rate}
+            for inside, rate in rates
         ]
         optimizer = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
         return cls(network, average, optimizer, _lasting(recipe))
@@ -180,7 +207,7 @@ class _Run:
         save(
             out / "weights.safetensors",
             self.average.module.state_dict(),
-            spec=preset("crm-s").as_dict(),
+            spec=recipe.spec().as_dict(),
             metadata={"recipe": json.dumps(asdict(recipe)), "step": str(self.step)},
         )
         state = {
@@ -198,7 +225,8 @@ class _Run:
             return
         try:
             state = torch.load(path, weights_only=True)
-            if state["recipe"] != self.recipe:
+            # What a checkpoint does not name yet had its default.
+            if json.loads(_lasting(Recipe(data=()))) | json.loads(state["recipe"]) != json.loads(self.recipe):
                 raise WeightsError(
                     f"{path} belongs to another recipe: {state['recipe']}, not {self.recipe}; train into a new folder"
                 )
@@ -206,8 +234,18 @@ class _Run:
             self.average.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.step = int(state["step"])
-        except (KeyError, RuntimeError, ValueError, EOFError, UnpicklingError) as error:
+        except (KeyError, RuntimeError, TypeError, ValueError, EOFError, UnpicklingError) as error:
             raise WeightsError(f"{path} is damaged ({error}); delete it to begin anew") from error
+
+
+def _moving_average(decay: float) -> Callable[[Any, Any, Tensor | int], None]:
+    """An exponential moving average whose memory grows with the run up to ``decay``: the start is soon forgotten."""
+
+    def update(averaged: Any, current: Any, count: Tensor | int) -> None:
+        seen = float(count)
+        get_ema_multi_avg_fn(min(decay, (1 + seen) / (10 + seen)))(averaged, current, count)
+
+    return update
 
 
 def _lasting(recipe: Recipe) -> str:
@@ -217,13 +255,16 @@ def _lasting(recipe: Recipe) -> str:
     return json.dumps({k: v for k, v in values.items() if k not in ("steps", "decay")})
 
 
-def _losses(network: CRMSmall, batch: dict[str, Tensor], recipe: Recipe, choices: torch.Generator) -> dict[str, Tensor]:
+def _losses(
+    network: Network, cascade: Cascade, batch: dict[str, Tensor], recipe: Recipe, choices: torch.Generator
+) -> dict[str, Tensor]:
     """Losses of the coarse and of the last step of a batch of crops."""
-    image = batch["image"].float() / 255
+    mean, std = (torch.tensor(v, device=batch["image"].device).view(3, 1, 1) for v in (cascade.mean, cascade.std))
+    image = (batch["image"].float() / 255 - mean) / std
     truth, size = batch["truth"], recipe.crop
     device_type = image.device.type
     with torch.autocast(device_type, torch.bfloat16):
-        half = F.avg_pool2d(torch.cat((image, 2 * batch["coarse"] - 1), 1), 2)
+        half = _halved(torch.cat((image, 2 * batch["coarse"] - 1), 1), cascade.resize)
         again = F.interpolate(half[:, 3:], size=(size, size), mode="bilinear", align_corners=False)
         coarse_logit = _decoded(network, half, torch.cat((image, again), 1))
         y, x = (8 * int(torch.randint((size - recipe.window) // 8 + 1, (), generator=choices)) for _ in range(2))
@@ -236,11 +277,20 @@ def _losses(network: CRMSmall, batch: dict[str, Tensor], recipe: Recipe, choices
     return {"coarse": crm_loss(coarse_logit, truth), "fine": crm_loss(fine_logit, truth[part])}
 
 
-def _decoded(network: CRMSmall, x: Tensor, guide: Tensor) -> Tensor:
+def _halved(x: Tensor, resize: str) -> Tensor:
+    """Crops (B, C, h, w) of even sides at half the resolution, reduced as the cascade reduces pictures."""
+    if resize == "area":
+        return F.avg_pool2d(x, 2)
+    return F.interpolate(x, size=(x.shape[-2] // 2, x.shape[-1] // 2), mode="bilinear", align_corners=True)
+
+
+def _decoded(network: Network, x: Tensor, guide: Tensor) -> Tensor:
     """Logits on the grid of ``guide`` from the network's input ``x``, both square crops."""
-    (latent,) = network.encode(x)
+    sizes = network.tap_sizes(*x.shape[-2:])
+    window = Window(0, sizes[0][0], 0, sizes[0][1])
+    latent = network.fuse(network.encode(x), sizes=sizes, origin=(0, 0), window=window)
     axis = network.axis(guide.shape[-1], x.shape[-1]).to(x.device)
-    return network.decode(latent, axis, axis, guide)
+    return network.decode(latent, axis, axis, guide if network.guided else None)
 
 
 def _one_thread(worker: int) -> None:

@@ -1,0 +1,290 @@
+"""One measurement in a process of its own, so that its memory is the case's alone.
+
+The process loads its libraries, the weights and the picture, refines the picture reduced, so that threads are started
+and code is loaded, and then the picture itself, a few times: seconds from call to result, and the peak of its resident
+set during these calls. The first result is checked before another call is timed; one that is wrong has no figures.
+"""
+
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.inputs import Pixels, resized
+
+ROOT = Path(__file__).resolve().parents[1]
+REFERENCE = "reference"
+POLICIES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "dense": {"decode": "dense"},
+    "bbox": {"decode": "bbox"},
+    "contour": {"decode": "contour"},
+    "strided-4 near": {"decode": "strided", "stride": 4, "first_pass": "near"},
+    "strided-4 everywhere": {"decode": "strided", "stride": 4, "first_pass": "everywhere"},
+    "strided-2 near": {"decode": "strided", "stride": 2, "first_pass": "near"},
+    "strided-8 near": {"decode": "strided", "stride": 8, "first_pass": "near"},
+}
+PUBLISHED = "published"  # what the reference does, and nothing else
+WARM_UP = 0.16  # megapixels: so large that crm-s runs two scales, the second of which has a mask refined before
+ENOUGH = 8.0  # seconds of timed calls after which none is repeated
+TOLERANCE = 1e-4  # between the probabilities of crm-r50 in float32 and the reference's
+MEANINGFUL = 0.1  # the least range of a reference's probabilities for agreement with it to mean something
+
+Probability = NDArray[np.float32]
+Refine = Callable[[Pixels, Pixels], tuple[Probability, dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured: a model in a type of arithmetic, a policy of decoding, and a size of the picture."""
+
+    model: str
+    dtype: str
+    policy: str
+    """Key of `POLICIES`."""
+    megapixels: float
+
+    def __str__(self) -> str:
+        return f"{self.model} {self.dtype} {self.policy}, {self.megapixels:g} MP"
+
+    @property
+    def file(self) -> str:
+        """Name of the file that holds its probabilities."""
+        return f"{self}.npy"
+
+    @property
+    def twin(self) -> "Case":
+        """The case whose result this one is compared with: the published one, or of crm-s the one of all pixels."""
+        if self.model == "crm-s":
+            return Case("crm-s", "float32", "dense", self.megapixels)
+        return Case(REFERENCE, "float32", PUBLISHED, self.megapixels)
+
+    @property
+    def exact(self) -> bool:
+        """Whether its probabilities have to equal its twin's."""
+        return (self.model, self.dtype, self.policy) == ("crm-r50", "float32", "dense")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Between a case's probabilities and those of its twin."""
+
+    twin: str
+    largest: float
+    """Largest |dp|."""
+    masks: float
+    """Share of the pixels whose mask differs."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a process is told: the case, where its picture is and results go, and how to run."""
+
+    case: Case
+    folder: str
+    weights: str | None
+    threads: int
+    repeats: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a process measured; memory in bytes. One with a fault has no other figures."""
+
+    seconds: list[float] = field(default_factory=list)
+    before: int = 0
+    """Resident set with libraries, weights and picture loaded, before the first call."""
+    peak: int = 0
+    """Peak resident set during the timed calls."""
+    report: dict[str, Any] = field(default_factory=dict)
+    """The refiner's, of the last call; the reference has none."""
+    difference: Difference | None = None
+    fault: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The figures, ready for JSON; seconds, bytes and shares."""
+        if self.fault:
+            return {"fault": self.fault}
+        scales = self.report.get("scales", ())
+        return {
+            "seconds": {
+                "median": statistics.median(self.seconds),
+                "min": min(self.seconds),
+                "max": max(self.seconds),
+                "each": self.seconds,
+            },
+            "memory": {"before": self.before, "peak": self.peak, "over": max(0, self.peak - self.before)},
+            "decoded": share([(s["pixels_decoded"], s["pixels_decoded"] + s["pixels_kept"]) for s in scales]),
+            "encoded": share(
+                [(s["encoded"] * s["size"][0] * s["size"][1], s["size"][0] * s["size"][1]) for s in scales]
+            ),
+            "difference": self.difference and asdict(self.difference),
+            "options": self.report.get("options"),
+            "scales": list(scales),
+            "fault": "",
+        }
+
+
+def share(parts: list[tuple[float, float]]) -> float:
+    """The whole share of parts (some, of how many); 1 if there is nothing to have a share of."""
+    some, of = (sum(column) for column in zip(*parts, strict=True)) if parts else (0, 0)
+    return some / of if of else 1.0
+
+
+# In the parent
+
+
+def run(task: Task) -> Run:
+    """What a process of its own measures; its fault says how it ended if it did not come to its end."""
+    folder = Path(task.folder)
+    (folder / "task.json").write_text(json.dumps(asdict(task)), encoding="utf-8")
+    command = [sys.executable, "-m", "benchmarks.worker", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, env=limited(task.threads), capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        return Run(fault=f"ended with code {done.returncode}: {last}")
+    values = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    difference = values.pop("difference")
+    return Run(**values, difference=difference and Difference(**difference))
+
+
+def limited(threads: int) -> dict[str, str]:
+    """The environment of a process that runs this checkout's packages, with so many threads in every library."""
+    names = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENCV_FOR_THREADS_NUM")
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, **dict.fromkeys(names, str(threads)), "PYTHONPATH": paths}
+
+
+# In the process
+
+
+def measure(task: Task) -> Run:
+    """Measures a case on `image-<MP>.npy` and `mask-<MP>.npy` of the folder; a twin leaves its probabilities there."""
+    import cv2
+    import torch
+
+    torch.set_num_threads(task.threads)
+    cv2.setNumThreads(task.threads)
+    case, folder = task.case, Path(task.folder)
+    image, mask = (np.load(folder / f"{name}-{case.megapixels:g}.npy") for name in ("image", "mask"))
+    refine = _reference(task) if case.model == REFERENCE else _refiner(task)
+    before = resident()
+    refine(*resized(image, mask, min(WARM_UP, mask.size / 1e6)))
+    forget_peak()
+    seconds: list[float] = []
+    while len(seconds) < task.repeats and sum(seconds) < ENOUGH:
+        p = None  # not alive beside the next
+        started = time.perf_counter()
+        p, report = refine(image, mask)
+        seconds.append(time.perf_counter() - started)
+        if fault := wrong(case, p, mask.shape):
+            return Run(fault=fault)
+    peak = peak_resident()
+    assert p is not None
+    difference = compared(case, p, folder)
+    if case.exact and difference and difference.largest > TOLERANCE:
+        return Run(fault=f"wrong: |dp| to {difference.twin} up to {difference.largest:.1e}, {TOLERANCE:.0e} is allowed")
+    if case == case.twin:
+        np.save(folder / case.file, p)
+    return Run(seconds, before, peak, report, difference)
+
+
+def _reference(task: Task) -> Refine:
+    import torch
+
+    from benchmarks.reference import ReferenceCRM
+
+    assert task.weights is not None
+    network = ReferenceCRM()
+    network.load_published(torch.load(task.weights, weights_only=True))
+    return lambda image, mask: (network.refine(image, mask)[1.0], {})
+
+
+def _refiner(task: Task) -> Refine:
+    from refine import Refiner
+
+    case = task.case
+    refiner = Refiner(case.model, weights=task.weights, device="cpu", dtype=case.dtype, **POLICIES[case.policy])
+
+    def refine(image: Pixels, mask: Pixels) -> tuple[Probability, dict[str, Any]]:
+        refined = refiner.refine(image, mask)
+        return refined.probability, refined.report.as_dict()
+
+    return refine
+
+
+def wrong(case: Case, p: Probability, shape: tuple[int, ...]) -> str:
+    """What is wrong with a case's result for a mask of a ``shape``; "" if nothing."""
+    if p.shape != shape or not np.isfinite(p).all() or p.min() < 0 or p.max() > 1:
+        return f"wrong: its result is no map of probabilities of {shape[0]} x {shape[1]}"
+    if not (p > 0.5).any():
+        return "wrong: nothing of the mask was left"
+    if case.model == REFERENCE and np.ptp(p) < MEANINGFUL:
+        return f"useless: its probabilities lie within {np.ptp(p):.1e}, so nothing can be checked by them"
+    return ""
+
+
+def compared(case: Case, p: Probability, folder: Path) -> Difference | None:
+    """How far a result lies from its twin's, if that has run."""
+    other = folder / case.twin.file
+    if case == case.twin or not other.exists():
+        return None
+    q = np.load(other)
+    return Difference(str(case.twin), float(np.abs(p - q).max()), float(np.mean((p > 0.5) != (q > 0.5))))
+
+
+def peak_resident() -> int:
+    """Peak resident set of this process, in bytes, since its start or the last `forget_peak`.
+
+    On Linux it is the high-water mark of the process' own memory. `ru_maxrss` will not do there: it survives exec, so a
+    child's begins at its parent's.
+    """
+    return _status("VmHWM") or _maxrss()
+
+
+def resident() -> int:
+    """Resident set of this process now, in bytes; where the system does not say, its peak so far."""
+    return _status("VmRSS") or _maxrss()
+
+
+def forget_peak() -> None:
+    """Let the peak begin anew. Only Linux can; elsewhere it goes on counting, which can but show too much."""
+    clear = Path("/proc/self/clear_refs")
+    if clear.exists():
+        clear.write_text("5", encoding="ascii")
+
+
+def _status(name: str) -> int:
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text(encoding="ascii").splitlines():
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+def _maxrss() -> int:
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def main() -> None:
+    """Reads `task.json` of the folder named by the first argument; writes `run.json` there."""
+    folder = Path(sys.argv[1])
+    values = json.loads((folder / "task.json").read_text(encoding="utf-8"))
+    task = Task(**{**values, "case": Case(**values["case"])})
+    (folder / "run.json").write_text(json.dumps(asdict(measure(task))), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

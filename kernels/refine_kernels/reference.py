@@ -1,0 +1,69 @@
+"""The plain twin of each kernel, under the same name: the oracle of tests and the baseline of benchmarks.
+
+Arguments, results and ranges are the kernel's and described there; a docstring here says how it is computed instead.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import maximum_filter, minimum_filter
+from scipy.sparse import csr_array
+
+from refine_kernels.regions import grid_lines
+
+
+def contour_band(mask: NDArray[np.bool_], band: int) -> NDArray[np.bool_]:
+    """Where the largest and the least value of the square around a pixel differ."""
+    side = 2 * band + 1
+    largest: NDArray[np.bool_] = maximum_filter(mask, side, mode="constant", cval=False)
+    least: NDArray[np.bool_] = minimum_filter(mask, side, mode="constant", cval=True)
+    return largest & ~least
+
+
+def strided_changes(changed: NDArray[np.bool_], size: tuple[int, int], stride: int) -> NDArray[np.bool_]:
+    """The grid looked up at the grid line before and after each pixel, which on a line are that line."""
+    lines = [grid_lines(length, stride) for length in size]
+    above, left = (np.searchsorted(at, np.arange(n), "right") - 1 for at, n in zip(lines, size, strict=True))
+    below, right = (np.searchsorted(at, np.arange(n)) for at, n in zip(lines, size, strict=True))
+    out: NDArray[np.bool_] = np.logical_or.reduce(
+        [changed[np.ix_(y, x)] for y in (above, below) for x in (left, right)]
+    )
+    out[np.ix_(*lines)] = False
+    return out
+
+
+def area_reduce(
+    source: NDArray[Any],
+    whole: tuple[int, int],
+    size: tuple[int, int],
+    window: tuple[int, int, int, int],
+    origin: tuple[int, int],
+) -> NDArray[Any]:
+    """Two products with sparse matrices of whole-number weights, exact for uint8 and in float64 for float32."""
+    (h, w), (top, bottom, left, right), (y, x) = source.shape[:2], window, origin
+    rows = _shares(whole[0], size[0])[top:bottom, y : y + h]
+    columns = _shares(whole[1], size[1])[left:right, x : x + w]
+    sums = (rows @ source.reshape(h, -1)).reshape(bottom - top, w, -1)
+    sums = (columns @ sums.swapaxes(0, 1).reshape(w, -1)).reshape(right - left, bottom - top, -1)
+    sums = sums.swapaxes(0, 1).reshape(bottom - top, right - left, *source.shape[2:])
+    total = whole[0] * whole[1]
+    return ((2 * sums + total) // (2 * total) if source.dtype == np.uint8 else sums / total).astype(source.dtype)
+
+
+def _shares(length: int, samples: int) -> csr_array:
+    # Cut [0, length * samples) at the edges of pixels and of samples: each piece belongs to one of either.
+    cuts = np.union1d(np.arange(length + 1) * samples, np.arange(samples + 1) * length)
+    return csr_array((np.diff(cuts), (cuts[:-1] // length, cuts[:-1] // samples)), shape=(samples, length))
+
+
+def band_counts(prediction: NDArray[np.bool_], truth: NDArray[np.bool_], radii: Sequence[int]) -> NDArray[np.int64]:
+    """The protocol word for word: OpenCV's morphology of the whole picture, radius by radius."""
+    counts = np.zeros((len(radii), 2), np.int64)
+    for count, r in zip(counts, radii, strict=True):
+        ellipse = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * r + 1, 2 * r + 1))
+        band = cv2.morphologyEx(truth.astype(np.uint8), cv2.MORPH_GRADIENT, ellipse) > 0
+        count[:] = np.count_nonzero(band & (prediction == truth)), np.count_nonzero(band)
+    return counts

@@ -1,0 +1,699 @@
+"""Pictures larger than memory: TIFF read by windows, a mask written as a stream, and a workspace that survives a kill.
+
+`refine.io` holds a picture whole; here nothing is held that grows with its area. What is read has the values that
+`refine.io.read_image` and `refine.prepare.as_mask` give for the same file.
+"""
+
+import json
+import os
+import shutil
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import cv2
+import numpy as np
+import tifffile
+from numpy.typing import DTypeLike, NDArray
+
+from refine import io
+from refine.errors import FileError, InputError, RefineError, one_of
+from refine.io import Array, PathLike
+from refine.tiles import Window
+
+MAX_SEGMENT = 2**28
+"""Bytes of the largest tile or strip that is decoded: it cannot be decoded in parts."""
+
+_TIFF = "TIFF"
+_BAND = 2**22  # px read at once by what looks at a whole file
+_SIDE = 256  # px; of the tiles that are written
+_CLASSIC = 2**32 - 2**25  # bytes; offsets of a TIFF that is no BigTIFF end at 2**32, and its directory needs room too
+_COMPRESSIONS = {"deflate": "zlib", "zstd": "zstd", "none": None}
+_JOURNAL = "refine.journal"
+
+# As in prepare, whose texts and rules these are.
+_VALUES = "bool, {0, 1}, {0, 255}, grey 0..255, uint16 0..65535 or floats in [0, 1]"
+_ROUNDING = 1e-6
+
+
+# ---------------------------------------------------------------------------------------------------------- reading
+
+
+class Slide:
+    """A picture or mask in a TIFF of any size, read by windows: only tiles and strips that a window meets are decoded.
+
+    The first page is read, at its full resolution: overviews (SubIFDs, smaller pages) and internal masks are left
+    alone. Uncompressed files are mapped for the time of a read; of others the decoded tiles are kept up to ``cache``
+    bytes, or one if it is larger. Threads may share a slide: they take turns.
+
+    Some rules look at all of a file, so that no window is read differently from the next: whether a 16-bit picture
+    holds 8-bit values, the range of floats, and what the values of a mask mean. So the first :meth:`read` of a 16-bit
+    picture reads on from the top until a value above 255 is met, that of a float picture and the first
+    :meth:`read_mask` decode the whole file once (which also finds damage before the work and not after hours).
+
+    Raises FileError: no file, no TIFF (only TIFF can be read by windows), damaged or truncated, several pages of one
+    size, an orientation other than upright, colours or samples that are not read, or a tile or strip of more than
+    ``MAX_SEGMENT`` bytes. Errors of reading are those of :meth:`read` and :meth:`read_mask`.
+    """
+
+    def __init__(self, path: PathLike, *, cache: int = 2**26) -> None:
+        self._name = os.fsdecode(path)
+        self._cache, self._cached = cache, 0  # bytes
+        self._segments: OrderedDict[int, Array] = OrderedDict()  # decoded, the latest last
+        self._lock = threading.Lock()
+        with ExitStack() as stack:
+            self._file = stack.enter_context(io.opened(Path(self._name), self._name, _TIFF))
+            _check_is_tiff(self._file.read(16), self._name)
+            self._file.seek(0)
+            with io.decoding(self._name, _TIFF):
+                tiff = stack.enter_context(tifffile.TiffFile(self._file))
+                self._page = _checked_page(tiff, self._file, self._name)
+                self._mapped = self._page.is_final
+                self._grid = _grid(self._page, self._mapped, self._name)
+            self._down, self._across = (-(-side // step) for side, step in zip(self.size, self._grid, strict=True))
+            self._stack = stack.pop_all()
+
+    @property
+    def name(self) -> str:
+        """Its path, for messages."""
+        return self._name
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the picture."""
+        return self._page.imagelength, self._page.imagewidth
+
+    def read(self, window: Window) -> NDArray[np.uint8]:
+        """Picture (h, w, 3), uint8 RGB, in a window of it, with the values of `refine.io.read_image`.
+
+        Raises FileError: a tile or strip is damaged.
+        Raises InputError: as `refine.io.rgb8`, which here means the values of the whole file.
+        """
+        colours = self._colours(window)
+        if colours.dtype == np.uint16 or colours.dtype.kind == "f":
+            io.rgb8(self._colour_range, self._name)
+        if colours.dtype == np.uint16:  # a dark window of a bright picture is no mistake, as rgb8 would think
+            rows = np.ascontiguousarray(colours).reshape(window.height, -1)
+            colours = np.asarray(cv2.convertScaleAbs(rows, alpha=1 / 257), np.uint8).reshape(colours.shape)
+        return io.rgb8(colours, self._name)
+
+    def read_mask(self, window: Window) -> NDArray[np.float32]:
+        """Mask (h, w) float32 in [0, 1] in a window of it, by the rules of `refine.prepare.as_mask` for the whole file.
+
+        Raises FileError: a tile or strip is damaged.
+        Raises InputError: as `refine.io.read_mask` and `refine.prepare.as_mask`: no mask, a label map, out of range.
+        """
+        white = self._white
+        soft = self._values(window).astype(np.float32)
+        if white != 1:
+            soft /= np.float32(white)
+        return np.clip(soft, 0, 1, out=soft)
+
+    def close(self) -> None:
+        """Closes the file and forgets what was decoded."""
+        self._stack.close()
+        self._segments.clear()
+        self._cached = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    # Meaning of the samples
+
+    def _colours(self, window: Window) -> Array:
+        """Grey or RGB, (h, w) or (h, w, 1 | 3), over the range of their type."""
+        raster = self._raster(window)
+        if raster.palette is not None:
+            return np.take(raster.palette, raster.samples, axis=0)
+        samples = _opaque(raster.samples)
+        return samples * np.uint8(255) if samples.dtype == bool else samples
+
+    @cached_property
+    def _colour_range(self) -> Array:
+        """(1, 2): lowest and highest value of the picture, where it is 16-bit of the part that tells 8 bits from 16."""
+        lowest, highest = [], []
+        for band in self._bands():
+            colours = self._colours(band)
+            lowest.append(colours.min())
+            highest.append(colours.max())
+            if colours.dtype == np.uint16 and highest[-1] > 255:
+                break
+        return np.array([[np.min(lowest), np.max(highest)]], colours.dtype)  # NaN if any value is
+
+    def _values(self, window: Window) -> Array:
+        """Values (h, w) of a mask as `refine.io.read_mask` gives them."""
+        raster = self._raster(window)
+        if raster.palette is not None:
+            return self._greys[raster.samples]
+        return io.grey(_opaque(raster.samples), self._name)
+
+    @cached_property
+    def _greys(self) -> NDArray[np.uint8]:
+        """(256,): the value of each index of a mask's palette, by io's rule for the indices that are used."""
+        used, greys, palette = np.zeros(256, bool), np.zeros(256, np.uint8), None
+        for band in self._bands():
+            raster = self._raster(band)
+            used |= _histogram(raster.samples, 256) > 0
+            palette = raster.palette
+        assert palette is not None
+        indices = np.flatnonzero(used).astype(np.uint8)
+        greys[indices] = io.palette_values(indices[None], palette, self._name)[0]
+        return greys
+
+    @cached_property
+    def _white(self) -> int:
+        """The value of a mask that stands for 1: 1, 255 or 65535."""
+        tally = _Tally()
+        for band in self._bands():
+            tally.add(self._values(band))
+        if tally.lowest == tally.highest:
+            self._check_alpha()
+        return tally.white(self._name)
+
+    def _check_alpha(self) -> None:
+        """Refuses a mask of one colour whose content is its alpha channel, as `refine.io.grey` does."""
+        ends = []
+        for band in self._bands():
+            samples = self._raster(band).samples
+            if samples.ndim == 2 or samples.shape[2] in (1, 3):
+                return
+            ends += [(samples[0, 0, 0], samples[..., -1].min()), (samples[0, 0, 0], samples[..., -1].max())]
+        io.grey(np.array([ends], samples.dtype), self._name)
+
+    def _raster(self, window: Window) -> io.Raster:
+        height, width = self.size
+        assert 0 <= window.top < window.bottom <= height, (window, self.size)
+        assert 0 <= window.left < window.right <= width, (window, self.size)
+        with io.decoding(self._name, _TIFF):
+            with self._lock:
+                samples = self._mapped_samples(window) if self._mapped else self._decoded_samples(window)
+            return io.tiff_colours(self._page, samples[..., 0] if samples.shape[2] == 1 else samples, self._name)
+
+    def _bands(self) -> Iterator[Window]:
+        """Windows as wide as the picture, from the top, that end where segments end: each is decoded once."""
+        height, width = self.size
+        rows = self._grid[0] * max(1, _BAND // (width * self._grid[0]))
+        return (Window(top, min(top + rows, height), 0, width) for top in range(0, height, rows))
+
+    # Samples (h, w, C) as stored, in memory of their own
+
+    def _mapped_samples(self, window: Window) -> Array:
+        # Mapped anew each time: pages of a map count as memory of this process until it is unmapped.
+        page = self._page
+        stored = page.parent.byteorder + page.dtype.char
+        data = np.memmap(self._file, stored, "r", page.dataoffsets[0], page.shaped)  # (planes, 1, H, W, C)
+        rows, columns = window.slices
+        part = np.moveaxis(data[:, 0, rows, columns], 0, -2).reshape(window.height, window.width, -1)
+        return np.array(part, page.dtype, order="C", subok=False)
+
+    def _decoded_samples(self, window: Window) -> Array:
+        high, wide = self._grid
+        samples = np.empty((window.height, window.width, self._page.samplesperpixel), self._page.dtype)
+        for row in range(window.top // high, -(-window.bottom // high)):
+            for column in range(window.left // wide, -(-window.right // wide)):
+                segment = self._segment(row * self._across + column)
+                top, left = row * high, column * wide
+                t, b = max(window.top, top), min(window.bottom, top + high)
+                l, r = max(window.left, left), min(window.right, left + wide)  # noqa: E741  # top, bottom, left, right
+                into = samples[t - window.top : b - window.top, l - window.left : r - window.left]
+                into[...] = segment[t - top : b - top, l - left : r - left]
+        return samples
+
+    def _segment(self, number: int) -> Array:
+        """Samples (h, w, C) of a tile or strip, all planes of it; decoded unless it is among the latest ones."""
+        segment = self._segments.pop(number, None)
+        if segment is None:
+            planes = range(0, self._across * self._down * self._page.shaped[0], self._across * self._down)
+            segment = np.concatenate([self._decoded(plane + number) for plane in planes], axis=2)
+            self._cached += segment.nbytes
+        self._segments[number] = segment
+        while self._cached > self._cache and len(self._segments) > 1:
+            self._cached -= self._segments.popitem(last=False)[1].nbytes
+        return segment
+
+    def _decoded(self, index: int) -> Array:
+        page = self._page
+        data = None  # a writer may leave out a segment without content
+        if page.dataoffsets[index] and page.databytecounts[index]:
+            self._file.seek(page.dataoffsets[index])
+            data = self._file.read(page.databytecounts[index])
+        segment, _, shape = page.decode(data, index, jpegtables=page.jpegtables, jpegheader=page.jpegheader)
+        return np.full(shape[1:], page.nodata, page.dtype) if segment is None else segment[0]
+
+
+@dataclass(frozen=True)
+class MaskOf:
+    """A slide read as a mask, which is a plane."""
+
+    slide: Slide
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.slide.size
+
+    def read(self, window: Window) -> NDArray[np.float32]:
+        return self.slide.read_mask(window)
+
+
+def _check_is_tiff(head: bytes, name: str) -> None:
+    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return
+    known = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"BM": "BMP", b"RIFF": "WebP", b"\x93NUMPY": ".npy"}
+    given = next((f"a {known[magic]} file" for magic in known if head.startswith(magic)), "of an unknown format")
+    raise FileError(f"{name}: {given}; only TIFF can be read by windows; convert it to a TIFF with tiles")
+
+
+def _checked_page(tiff: Any, file: Any, name: str) -> Any:
+    """The first page: the only one of its size, upright, of samples that are read, and whole as far as offsets tell."""
+    size = os.fstat(file.fileno()).st_size
+    page = tiff.pages[0]
+    height, width = page.imagelength, page.imagewidth
+    io.check_size(width, height, name, allow_large=True)
+    others = [p for p in tiff.pages[1:] if (p.imagelength, p.imagewidth) == (height, width)]
+    pages = 1 + sum(not p.subfiletype & 5 for p in others)  # 1 and 4: an overview, an internal mask
+    if pages > 1:
+        raise FileError(f"{name}: {pages} pages of the same size; accepted is one picture; save the page you mean")
+    if page.imagedepth != 1 or page.samplesperpixel > 4:
+        raise FileError(
+            f"{name}: a TIFF with {page.samplesperpixel} samples per pixel and depth {page.imagedepth}; accepted "
+            "are one to four samples and depth 1; save the bands you mean"
+        )
+    inks = page.photometric == tifffile.PHOTOMETRIC.SEPARATED
+    if page.dtype is None or (inks and page.dtype != np.uint8):
+        given = f"{'CMYK' if inks else 'grey or RGB'} samples of {page.bitspersample} bits (format {page.sampleformat})"
+        raise FileError(f"{name}: a TIFF of {given}, which is not accepted; convert it to 8-bit or 16-bit grey or RGB")
+    pixel = (1, 1) if page.samplesperpixel == 1 else (1, 1, page.samplesperpixel)
+    io.tiff_colours(page, np.zeros(pixel, page.dtype), name)  # refuses colours that are not read
+    orientation = page.tags.valueof(274, 1)
+    if orientation in range(2, 9):
+        raise FileError(
+            f"{name}: orientation {orientation} (tag 274), so stored turned or mirrored; windows are read only "
+            "where it is 1; save it upright"
+        )
+    segments = list(zip(page.dataoffsets, page.databytecounts, strict=True))
+    lost = not page.is_final and len(segments) < np.prod(page.chunked)
+    if page.is_final:
+        segments.append((page.dataoffsets[0], page.nbytes))
+    if lost or io.lost_tags(file, tiff.tiff, page) or any(offset + count > size for offset, count in segments):
+        raise FileError(f"{name}: truncated or damaged (the TIFF ends before its pixels); give a complete file")
+    return page
+
+
+def _grid(page: Any, mapped: bool, name: str) -> tuple[int, int]:
+    """Height and width of what is decoded at once."""
+    if mapped:
+        return 1, page.imagewidth
+    kind, high, wide = "strip", page.rowsperstrip, page.imagewidth
+    if page.is_tiled:
+        kind, high, wide = "tile", page.tilelength, page.tilewidth
+    size = high * wide * page.samplesperpixel * page.dtype.itemsize
+    if size > MAX_SEGMENT:
+        raise FileError(
+            f"{name}: each {kind} is {wide} x {high} px, {size / 2**20:.0f} MiB to decode at once; accepted are "
+            f"{MAX_SEGMENT / 2**20:.0f} MiB; save it with tiles, as of 256 x 256 px"
+        )
+    return high, wide
+
+
+def _opaque(samples: Array) -> Array:
+    """Samples without their alpha channel."""
+    return samples[..., :-1] if samples.ndim == 3 and samples.shape[2] in (2, 4) else samples
+
+
+class _Tally:
+    """What the rule for a mask's values has to know of all of them, gathered from bands of rows from the top.
+
+    The rule is that of `refine.prepare.as_mask`. It counts pixels by value, and of these the flat ones, which equal
+    the pixel on their right and the pixel below. What is interior depends on the highest value, which is known at the
+    end, and is then a range of both histograms.
+    """
+
+    def __init__(self) -> None:
+        self._lowest: list[Any] = []  # of each band
+        self._highest: list[Any] = []
+        self._dtype = np.dtype(bool)
+        self._above: Array | None = None  # the last row, which waits for the one below
+        self._counts = self._flat = np.zeros(0, np.int64)
+
+    @property
+    def lowest(self) -> Any:
+        """The lowest value, NaN if any is."""
+        return np.min(self._lowest)
+
+    @property
+    def highest(self) -> Any:
+        return np.max(self._highest)
+
+    def add(self, rows: Array) -> None:
+        """Takes in the next rows (h, W)."""
+        self._dtype = rows.dtype
+        self._lowest.append(rows.min())
+        self._highest.append(rows.max())
+        if rows.dtype.kind not in "ui":
+            return
+        if rows.dtype not in (np.uint8, np.uint16):
+            # Values beyond are an error whatever their number; int8 knows no 255.
+            rows = np.clip(rows, 0, min(255, np.iinfo(rows.dtype).max)).astype(np.uint8)
+        if self._above is None:
+            self._counts = np.zeros(256**rows.dtype.itemsize, np.int64)
+            self._flat = np.zeros_like(self._counts)
+        else:
+            rows = np.concatenate((self._above, rows))
+        self._count(rows[:-1], rows[1:])
+        self._above = rows[-1:].copy()
+
+    def white(self, name: str) -> int:
+        """The value that stands for 1, once all rows are taken in.
+
+        Raises InputError: values or a type that are no mask's, or a label map.
+        """
+        if self._dtype.kind == "b":
+            return 1
+        if self._dtype.kind == "f":
+            return self._white_of_floats(name)
+        if self._dtype.kind not in "ui":
+            raise InputError(f"{name}: type {self._dtype}; accepted are {_VALUES}; convert it")
+        lowest, highest = int(self.lowest), int(self.highest)
+        white = 65535 if self._dtype == np.uint16 and highest > 255 else 255
+        if lowest < 0 or highest > white:
+            raise InputError(
+                f"{name}: {self._dtype} values {lowest}..{highest}; accepted are {_VALUES}; if these are labels, pick "
+                "one class, as in mask == label; if it is a soft mask, pass it as floats (mask divided by its full "
+                "scale)"
+            )
+        if highest <= 1:
+            return 1
+        labels = self._labels(highest, white)
+        if labels is not None:
+            raise InputError(
+                f"{name}: a label map (values {labels}); accepted are {_VALUES}; pick one class, as in mask == label, "
+                f"or, if it is a soft mask, pass mask / {white} as floats (.npy or a float TIFF for a file)"
+            )
+        return white
+
+    def _white_of_floats(self, name: str) -> int:
+        lowest, highest = float(self.lowest), float(self.highest)
+        if not np.isfinite([lowest, highest]).all():
+            raise InputError(f"{name}: holds NaN or infinite values; floats must be finite and in [0, 1]; replace them")
+        if lowest < -_ROUNDING or highest > 1 + _ROUNDING:
+            remedy = "divide by 255" if lowest >= 0 and highest <= 255 else "apply a sigmoid if these are logits"
+            raise InputError(f"{name}: float values {lowest:g}..{highest:g}; floats must be in [0, 1]; {remedy}")
+        return 1
+
+    def _labels(self, highest: int, white: int) -> str | None:
+        """The values of a label map, None of a mask."""
+        if white == 65535 and highest < 32768:
+            return f"up to {highest} of 65535"
+        assert self._above is not None
+        self._count(self._above, self._above)  # below the last row is nothing, which does not count as different
+        self._above = None
+        seen = np.flatnonzero(self._counts)
+        between = seen[(seen > 0) & (seen < white)]
+        void = highest == 255 and len(seen) <= 32 and len(between) > 0 and between[-1] < 64
+        areas = 2 <= len(between) <= 64 and 10 * self._flat[between].sum() >= 9 * self._counts[between].sum()
+        if not (highest < 128 or void or areas):
+            return None
+        return ", ".join(str(v) for v in seen[:6].tolist()) + (f", ... {highest}" if len(seen) > 6 else "")
+
+    def _count(self, rows: Array, below: Array) -> None:
+        bins = len(self._counts)
+        step = max(1, 2**24 // rows.shape[1])  # px; OpenCV counts in float32
+        for top in range(0, len(rows), step):
+            part, under = rows[top : top + step], below[top : top + step]
+            counts = _histogram(part, bins)
+            self._counts += counts
+            if counts[1:-1].any():  # most masks have no interior
+                flat = part == under
+                flat[:, :-1] &= part[:, :-1] == part[:, 1:]
+                self._flat += _histogram(part, bins, flat)
+
+
+def _histogram(values: Array, bins: int, where: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
+    chosen = None if where is None else where.view(np.uint8)
+    return cv2.calcHist([values], [0], chosen, [bins], [0, bins]).ravel().astype(np.int64)
+
+
+# ---------------------------------------------------------------------------------------------------------- writing
+
+
+def write_mask_stream(
+    path: PathLike,
+    size: tuple[int, int],
+    rows: Callable[[int, int], NDArray[np.bool_]],
+    *,
+    compression: str = "deflate",
+) -> None:
+    """Writes a mask of ``size`` (H, W) as 0 and 255 in 8 bits, a TIFF with tiles, band by band.
+
+    ``rows(top, bottom)`` gives the mask (bottom - top, W) bool of some rows; it is asked from the top to the bottom,
+    once for each row of tiles, and no more than one band is held. BigTIFF is written where the pixels would not fit
+    into a TIFF uncompressed. ``compression`` is deflate, zstd or none. The file is on the disk when this returns.
+
+    Raises OptionError: a suffix other than .tif and .tiff, or an unknown compression.
+    Raises InputError: no pixels, or ``rows`` gives something else.
+    Raises FileError: the file cannot be written; an older one is then untouched, as it is if ``rows`` raises.
+    """
+    io.check_suffix(path, (".tif", ".tiff"), "a mask larger than memory")
+    one_of("compression", compression, tuple(_COMPRESSIONS))
+    height, width = size
+    if height < 1 or width < 1:
+        raise InputError(f"mask: has no pixels ({width} x {height}); give a size (H, W) of at least one pixel")
+
+    def tiles() -> Iterator[NDArray[np.uint8]]:
+        for top in range(0, height, _SIDE):
+            bottom = min(top + _SIDE, height)
+            band = rows(top, bottom)
+            if band.dtype != bool or band.shape != (bottom - top, width):
+                wanted = f"bool {(bottom - top, width)}"
+                raise InputError(f"mask: rows({top}, {bottom}) gave {band.dtype} {band.shape}; accepted is {wanted}")
+            for left in range(0, width, _SIDE):
+                yield band[:, left : left + _SIDE] * np.uint8(255)
+            del band  # before the next one is made
+
+    def write(file: Any) -> None:
+        padded = -(-height // _SIDE) * -(-width // _SIDE) * _SIDE**2
+        with tifffile.TiffWriter(file, bigtiff=padded > _CLASSIC) as tiff:
+            tiff.write(
+                tiles(),
+                shape=size,
+                dtype=np.uint8,
+                tile=(_SIDE, _SIDE),
+                photometric="minisblack",
+                compression=_COMPRESSIONS[compression],
+                metadata=None,
+                maxworkers=1,  # more would gather hundreds of megabytes of tiles first
+            )
+        file.flush()
+        os.fsync(file.fileno())
+
+    io.write_atomic(path, write)
+
+
+# --------------------------------------------------------------------------------------------------------- resuming
+
+
+class Workspace:
+    """A folder with what a run has done so far, from which the same run goes on after a kill.
+
+    It holds arrays, and a journal of the steps whose data is in them. A journal is lines of JSON: the ``key`` of the
+    job, which is whatever tells it from another (input files, their sizes and times, options, weights), then a line
+    for each step. A step is in it only after its data is on the disk; a line that was torn by a kill is taken off.
+
+    A new folder is made where there is none or an empty one. One process works in it at a time.
+
+    Raises FileError: the folder holds another job's work, something else, or less than its journal says; another
+    process works in it; it cannot be written to.
+    """
+
+    def __init__(self, folder: PathLike, key: dict[str, Any]) -> None:
+        self._name = os.fsdecode(folder)
+        self._folder = Path(self._name)
+        with self._writing(), ExitStack() as stack:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            if not self._path(_JOURNAL).exists() and any(self._folder.iterdir()):
+                raise FileError(f"{self._name}: holds files of something else; give a new folder or an empty one")
+            self._journal = stack.enter_context(self._path(_JOURNAL).open("a+b", buffering=0))
+            self._lock()
+            self._done = self._resume(key)
+            stack.pop_all()
+
+    def array(self, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> "np.memmap[Any, Any]":
+        """The array of a name, on disk and writable: as it was left, or new and zero.
+
+        A new one takes disk space only where it is written. Space for all of it must be free nevertheless: a disk that
+        is full when a page of a mapped file is written kills the process, and no error could say so.
+
+        Raises FileError: it does not fit on the disk, has another shape or type, or cannot be written.
+        """
+        path = self._path(f"{name}.npy")
+        dtype = np.dtype(dtype)
+        with self._writing():
+            if not path.exists():
+                self._check_space(name, int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
+                part = path.with_suffix(".part")
+                np.lib.format.open_memmap(part, "w+", dtype, shape)
+                part.replace(path)
+                self._sync_folder()
+            try:
+                array = np.lib.format.open_memmap(path, "r+")
+            except ValueError as error:
+                raise FileError(f"{path}: damaged ({error}); delete the folder {self._name}") from error
+        if (array.shape, array.dtype) != (shape, dtype):
+            given, wanted = f"{array.dtype} {array.shape}", f"{dtype} {shape}"
+            raise FileError(f"{path}: holds {given} where {wanted} is wanted; delete the folder {self._name}")
+        return array
+
+    def done(self, step: str) -> bool:
+        """Whether a step was marked, now or in a run before."""
+        return step in self._done
+
+    def mark(self, step: str, *arrays: "np.memmap[Any, Any]") -> None:
+        """Says that a step is done, once what it wrote to ``arrays`` (of this workspace, or parts of them) is on disk.
+
+        Raises FileError: that cannot be written; the step then is not done.
+        """
+        with self._writing():
+            for array in arrays:
+                array.flush()
+            names = sorted({Path(str(array.filename)).stem for array in arrays})
+            assert all(self._path(f"{name}.npy").exists() for name in names), names
+            self._append({"step": step, "arrays": names})
+        self._done.add(step)
+
+    def remove(self) -> None:
+        """Deletes the arrays (.npy), the journal and, unless something else is in it, the folder.
+
+        Raises FileError: something cannot be deleted.
+        """
+        with self._writing():
+            self._clear()
+            self.close()
+            self._path(_JOURNAL).unlink()
+            with suppress(OSError):  # files that are not ours stay, and so does their folder
+                self._folder.rmdir()
+
+    def close(self) -> None:
+        """Leaves the folder as it is, for another run."""
+        self._journal.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def _path(self, name: str) -> Path:
+        return self._folder / name
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except RefineError:
+            raise
+        except OSError as error:
+            message = f"{self._name}: cannot be written to ({error.strerror or error}); give another folder"
+            raise FileError(message) from error
+
+    def _lock(self) -> None:
+        """Keeps other processes out for as long as this one lives, where the system and its file system have locks."""
+        if sys.platform == "win32":
+            return
+        import fcntl
+
+        try:
+            fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FileError(f"{self._name}: another process works in it; wait for it or give another folder") from None
+        except OSError:  # a network's file system without locks
+            return
+
+    def _resume(self, key: dict[str, Any]) -> set[str]:
+        """The steps of a journal of this key, and a journal that ends with a whole line."""
+        self._journal.seek(0)
+        data = self._journal.read()
+        entries, end = _whole_lines(data)
+        first = {"key": json.loads(json.dumps(key))}
+        if not entries and _line(first).startswith(data):  # killed before anything was done
+            self._clear()
+            self._append(first)
+            self._sync_folder()
+            return set()
+        known = entries[0].get("key") if entries and isinstance(entries[0], dict) else None
+        if not isinstance(known, dict):
+            raise FileError(f"{self._name}: its journal is damaged; delete the folder or give another one")
+        if known != first["key"]:
+            other = ", ".join(sorted(k for k in {*known, *key} if known.get(k) != first["key"].get(k)))
+            raise FileError(
+                f"{self._name}: holds the work of another run, which differs in {other}; delete the folder, or choose "
+                "another output"
+            )
+        for name in {name for entry in entries[1:] for name in entry["arrays"]}:
+            if not self._path(f"{name}.npy").exists():
+                raise FileError(f"{self._name}: {name}.npy is missing, of which steps are done; delete the folder")
+        self._journal.truncate(end)
+        return {entry["step"] for entry in entries[1:]}
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        line = _line(entry)
+        while line:
+            line = line[self._journal.write(line) :]
+        os.fsync(self._journal.fileno())
+
+    def _clear(self) -> None:
+        """Forgets the steps, then deletes the arrays: in this order a kill leaves nothing that seems to be done."""
+        self._journal.truncate(0)
+        os.fsync(self._journal.fileno())
+        for path in [*self._folder.glob("*.npy"), *self._folder.glob("*.part")]:
+            path.unlink()
+
+    def _check_space(self, name: str, needed: int) -> None:
+        stats = [path.stat() for path in self._folder.glob("*.npy")]
+        promised = sum(max(0, s.st_size - 512 * getattr(s, "st_blocks", s.st_size)) for s in stats)
+        available = shutil.disk_usage(self._folder).free - promised
+        if needed > available:
+            raise FileError(
+                f"{self._name}: {name} needs {needed / 1e9:.2f} GB, and {max(0, available) / 1e9:.2f} GB are free; "
+                "make room, or give a folder on a larger disk"
+            )
+
+    def _sync_folder(self) -> None:
+        """Makes a new file's name as durable as its data, where the file system can."""
+        if sys.platform == "win32":
+            return
+        descriptor = os.open(self._folder, os.O_RDONLY)
+        try:
+            with suppress(OSError):
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _line(entry: dict[str, Any]) -> bytes:
+    return json.dumps(entry, sort_keys=True).encode() + b"\n"
+
+
+def _whole_lines(data: bytes) -> tuple[list[Any], int]:
+    """Entries of a journal up to the first one that is torn, and the bytes they take."""
+    entries: list[Any] = []
+    end = 0
+    for line in data.splitlines(keepends=True):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            break
+        if not line.endswith(b"\n"):
+            break
+        entries.append(entry)
+        end += len(line)
+    return entries, end

@@ -1,0 +1,136 @@
+"""Refining files window by window: the engine's `refine_file`."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+
+import refine
+from refine.errors import FileError, InputError, OptionError
+from refine.io import read_mask
+from refine.training.scenes import scene
+
+
+@pytest.fixture(scope="module")
+def refiner() -> refine.Refiner:
+    return refine.Refiner(device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("files")
+    image, truth = scene(np.random.default_rng(3), 460, 700)
+    coarse = cv2.GaussianBlur(255 * truth.astype(np.uint8), (0, 0), 7)
+    tifffile.imwrite(folder / "im.tif", image, tile=(128, 128), compression="zlib", photometric="rgb")
+    tifffile.imwrite(folder / "seg.tif", coarse, rowsperstrip=50)
+    return folder / "im.tif", folder / "seg.tif"
+
+
+def stored(path: Path) -> np.ndarray:
+    return read_mask(path) > 0
+
+
+@pytest.mark.parametrize("options", [{"decode": "dense"}, {"decode": "contour"}, {"decode": "strided"}], ids=str)
+def test_window_by_window_is_the_whole(refiner, files, tmp_path, options):
+    whole = refiner.refine(*files, **options)
+    told: list[tuple[int, int]] = []
+    out = tmp_path / "out.tif"
+    report = refiner.refine_file(*files, out, tile=256, progress=lambda *at: told.append(at), **options)
+    np.testing.assert_array_equal(stored(out), whole.mask)
+    assert [s.size for s in report.scales] == [s.size for s in whole.report.scales]
+    tiles = refiner.plan((460, 700), tile=256, windowed=True).tiles
+    assert tiles > 6
+    assert told == [(n + 1, tiles) for n in range(tiles)]
+    assert [p.name for p in tmp_path.iterdir()] == ["out.tif"]
+    in_memory = refiner.refine(*files, tile=256, **options)
+    np.testing.assert_allclose(in_memory.probability, whole.probability, atol=1e-5)
+
+
+def test_a_smaller_mask_is_enlarged_as_in_memory(refiner, files, tmp_path):
+    small = tmp_path / "small.tif"
+    tifffile.imwrite(small, cv2.resize(read_mask(files[1]), (350, 230), interpolation=cv2.INTER_AREA))
+    refiner.refine_file(files[0], small, tmp_path / "out.tif")
+    assert np.mean(stored(tmp_path / "out.tif") != refiner.refine(files[0], small).mask) < 1e-4
+
+
+KILLED = """
+import os, signal, sys
+import refine
+
+image, mask, out, last = sys.argv[1:]
+
+def progress(done, tiles):
+    print(done, tiles, flush=True)
+    if done == int(last):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+refiner = refine.Refiner(device="cpu", dtype="float32")
+report = refiner.refine_file(image, mask, out, tile=256, decode="contour", progress=progress)
+print("encoded", sum(s.encode_seconds > 0 for s in report.scales))
+"""
+
+
+def test_a_killed_run_goes_on_where_it_was(refiner, files, tmp_path):
+    out = tmp_path / "out.tif"
+    environment = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
+
+    def run(last: int) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", KILLED, *map(str, (*files, out, last))]
+        return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+    killed = run(7)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert killed.stdout.split()[0] == "1"
+    assert not out.exists()
+    assert (tmp_path / "out.tif.work").is_dir()
+    again = run(-1)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.split()[-2:] == ["encoded", "1"]  # of three scales, the first two were done
+    np.testing.assert_array_equal(stored(out), refiner.refine(*files, decode="contour").mask)
+    assert not (tmp_path / "out.tif.work").exists()
+
+
+def test_the_work_of_other_options_is_not_taken_for_this_ones(refiner, files, tmp_path):
+    class Stop(Exception):
+        pass
+
+    def stop(done: int, tiles: int) -> None:
+        raise Stop
+
+    out = tmp_path / "out.tif"
+    with pytest.raises(Stop):
+        refiner.refine_file(*files, out, progress=stop)
+    with pytest.raises(FileError, match="options"):
+        refiner.refine_file(*files, out, decode="contour")
+
+
+@pytest.mark.parametrize("options", [{"decode": "bbox"}, {"keep_scales": True}], ids=str)
+def test_what_needs_the_mask_whole_is_refused(refiner, files, tmp_path, options):
+    with pytest.raises(OptionError, match="whole in memory"):
+        refiner.refine_file(*files, tmp_path / "out.tif", **options)
+    assert not any(tmp_path.iterdir())
+
+
+def test_files_that_do_not_fit_or_are_no_tiff_are_refused(refiner, files, tmp_path):
+    other = tmp_path / "other.tif"
+    tifffile.imwrite(other, np.zeros((100, 100), np.uint8))
+    with pytest.raises(InputError, match="does not fit"):
+        refiner.refine_file(files[0], other, tmp_path / "out.tif")
+    picture = tmp_path / "picture.png"
+    cv2.imwrite(str(picture), np.zeros((10, 10, 3), np.uint8))
+    with pytest.raises(FileError, match="TIFF"):
+        refiner.refine_file(picture, files[1], tmp_path / "out.tif")
+
+
+def test_an_empty_mask_gives_an_empty_file(refiner, files, tmp_path):
+    empty = tmp_path / "empty.tif"
+    tifffile.imwrite(empty, np.zeros((460, 700), np.uint8))
+    report = refiner.refine_file(files[0], empty, tmp_path / "out.tif")
+    assert "all background" in report.warnings[0]
+    assert not stored(tmp_path / "out.tif").any()
