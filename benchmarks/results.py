@@ -16,12 +16,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.inputs import RANDOM
-from benchmarks.worker import POLICIES, REFERENCE, ROOT
+from benchmarks.worker import CAPPED, POLICIES, REFERENCE, ROOT
 
 FOLDER = ROOT / "benchmarks" / "results"
 NOTABLE = 0.1  # a change by more than this share is named
 COLOURS = dict(
-    zip(POLICIES, ("black", "#777777", "#9467bd", "#2ca02c", "#d62728", "#ff7f0e", "#1f77b4", "#17becf"), strict=True)
+    zip(
+        POLICIES | CAPPED,
+        ("black", "#777777", "#9467bd", "#2ca02c", "#d62728", "#ff7f0e", "#1f77b4", "#17becf", "#8c564b", "#bcbd22"),
+        strict=True,
+    )
 )
 LINES: dict[str, Literal["--", "-"]] = {"float32": "--", "bfloat16": "-"}
 
@@ -133,9 +137,9 @@ def markdown(results: Results, plots: Sequence[Path] = ()) -> str:
         "Seconds are inside `refine()` after a warm-up: the median, and the least and the most of several calls. "
         "`faster` is against the reference, the published computation in plain torch, in the same run; with ~ against "
         "its time at another size, taken in proportion to the area. MB are the peak resident set over what the process "
-        "held before the call: program, weights and picture. `decoded` and `encoded` are shares of all scales' queries "
-        "and cells; `mask differs` is the share of pixels where the mask is not the reference's, for `crm-s` not that "
-        "of `dense` in float32.",
+        "held before the call: program, weights and picture; `planned` is what `refine.plan` expected. `decoded` and "
+        "`encoded` are shares of all scales' queries and cells; `mask differs` is the share of pixels where the mask "
+        "is not the reference's, for `crm-s` not that of `dense` in float32.",
         "",
         *(f"![{path.stem}]({path.name})" for path in plots),
         "",
@@ -154,7 +158,7 @@ def markdown(results: Results, plots: Sequence[Path] = ()) -> str:
 
 def case_rows(results: Results) -> list[tuple[str, ...]]:
     """The table of cases by model, type and policy, its head first; those with a fault are not in it."""
-    head = ("case", "MP", "seconds", "min..max", "faster", "peak MB", "decoded", "encoded", "mask differs")
+    head = ("case", "MP", "seconds", "min..max", "faster", "peak MB", "planned", "decoded", "encoded", "mask differs")
     rows: list[tuple[str, ...]] = [head]
     good = [case for case in results["cases"] if not case["fault"]]
     models, names = ([*dict.fromkeys(map(word, good))] for word in (_model, _name))
@@ -169,6 +173,7 @@ def case_rows(results: Results) -> list[tuple[str, ...]]:
                 f"{digits(seconds['min'])}..{digits(seconds['max'])}" if several else "once",
                 times_faster(case, good),
                 f"{case['memory']['over'] / 1e6:.0f}",
+                "-" if reference else f"{case['memory']['planned'] / 1e6:.0f}",
                 "-" if reference else f"{case['decoded']:.1%}",
                 "-" if reference else f"{case['encoded']:.1%}",
                 f"{case['difference']['masks']:.3%}" if case["difference"] else "-",
@@ -252,7 +257,7 @@ def plot(results: Results, what: str, path: Path) -> Path:
     for panel, model in zip(panels, models, strict=True):
         if reference:
             panel.plot(*zip(*reference, strict=True), color="black", marker="s", linestyle=":", linewidth=1.5)
-        for policy in POLICIES:
+        for policy in COLOURS:
             for dtype, line in LINES.items():
                 points = sorted(
                     (c["megapixels"], value(c))
@@ -279,7 +284,7 @@ def plot(results: Results, what: str, path: Path) -> Path:
         panel.yaxis.set_minor_locator(NullLocator())
         panel.grid(visible=True, linewidth=0.3)
     panels[0].set_ylabel("seconds" if what == "seconds" else "peak memory over the program's, MB")
-    used = [policy for policy in POLICIES if any(c["policy"] == policy for c in cases)]
+    used = [policy for policy in COLOURS if any(c["policy"] == policy for c in cases)]
     keys = [Line2D([], [], color=COLOURS[policy], label=policy) for policy in used]
     keys += [
         Line2D([], [], color="black", linestyle=line, marker="o", markerfacecolor=face, markersize=4, label=dtype)

@@ -14,10 +14,13 @@ import pytest
 from numpy.typing import NDArray
 
 from refine_kernels import (
+    any_in_cells,
     area_reduce,
     band_counts,
     contour_band,
+    fill_cells,
     grid_lines,
+    interpolate,
     queries,
     reference,
     reference_queries,
@@ -63,6 +66,16 @@ def comparison(name: str, shape: tuple[int, int]) -> Comparison:
             source: NDArray[Any] = rng.random(shape, np.float32)
             return Comparison(area_reduce, reference.area_reduce, (source, *arguments), 1e-6)
         return Comparison(area_reduce, reference.area_reduce, (rng.integers(0, 256, (*shape, 3), np.uint8), *arguments))
+    if name == "any_in_cells":
+        return Comparison(any_in_cells, reference.any_in_cells, (_object(shape), *(np.arange(0, n, 4) for n in shape)))
+    if name == "fill_cells":
+        starts = [np.arange(0, n, 4) for n in shape]
+        cells = _object((len(starts[0]), len(starts[1])))
+        return Comparison(fill_cells, reference.fill_cells, (cells, *starts, shape))
+    if name == "interpolate":
+        halves = [max(1, n // 2) for n in shape]
+        axes = [_between(n, m, rng) for n, m in zip(halves, shape, strict=True)]
+        return Comparison(interpolate, reference.interpolate, (rng.random(halves, np.float32), *axes))
     if name == "band_counts":
         truth = _object(shape)
         return Comparison(band_counts, reference.band_counts, (np.roll(truth, 2, 1), truth, RADII))
@@ -74,6 +87,9 @@ NAMES = (
     "strided_changes",
     "area_reduce uint8",
     "area_reduce float32",
+    "any_in_cells",
+    "fill_cells",
+    "interpolate",
     "band_counts",
     "interpolated_decode",
     "ensemble_decode",
@@ -86,6 +102,12 @@ def _object(shape: tuple[int, int]) -> NDArray[np.bool_]:
     angle = np.arctan2(y, x)
     found: NDArray[np.bool_] = np.hypot(y, x) < 0.6 + 0.05 * np.sin(9 * angle) + 0.02 * np.sin(71 * angle)
     return found
+
+
+def _between(samples: int, count: int, rng: np.random.Generator) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Positions between the samples of an axis, as `interpolate` takes them."""
+    low = np.minimum(np.arange(count) * samples // count, samples - 1)
+    return low, np.minimum(low + 1, samples - 1), rng.random(count, np.float32)
 
 
 def _decode(name: str, shape: tuple[int, int], rng: np.random.Generator) -> Comparison:

@@ -34,6 +34,11 @@ POLICIES: dict[str, dict[str, Any]] = {
     "strided-2 near": {"decode": "strided", "stride": 2, "first_pass": "near"},
     "strided-8 near": {"decode": "strided", "stride": 8, "first_pass": "near"},
 }
+CAP = 2 * 2**30  # bytes
+CAPPED: dict[str, dict[str, Any]] = {
+    "default in 2GiB": {"max_memory": "2GiB"},
+    "dense in 2GiB": {"decode": "dense", "max_memory": "2GiB"},
+}
 PUBLISHED = "published"  # what the reference does, and nothing else
 WARM_UP = 0.16  # megapixels: so large that crm-s runs two scales, the second of which has a mask refined before
 ENOUGH = 8.0  # seconds of timed calls after which none is repeated
@@ -51,7 +56,7 @@ class Case:
     model: str
     dtype: str
     policy: str
-    """Key of `POLICIES`."""
+    """Key of `POLICIES` or `CAPPED`."""
     megapixels: float
 
     def __str__(self) -> str:
@@ -106,6 +111,8 @@ class Run:
     """Resident set with libraries, weights and picture loaded, before the first call."""
     peak: int = 0
     """Peak resident set during the timed calls."""
+    planned: int = 0
+    """What the refiner's plan expects the peak to be over what was held before; the reference has none."""
     report: dict[str, Any] = field(default_factory=dict)
     """The refiner's, of the last call; the reference has none."""
     difference: Difference | None = None
@@ -123,7 +130,12 @@ class Run:
                 "max": max(self.seconds),
                 "each": self.seconds,
             },
-            "memory": {"before": self.before, "peak": self.peak, "over": max(0, self.peak - self.before)},
+            "memory": {
+                "before": self.before,
+                "peak": self.peak,
+                "over": max(0, self.peak - self.before),
+                "planned": self.planned,
+            },
             "decoded": share([(s["pixels_decoded"], s["pixels_decoded"] + s["pixels_kept"]) for s in scales]),
             "encoded": share(
                 [(s["encoded"] * s["size"][0] * s["size"][1], s["size"][0] * s["size"][1]) for s in scales]
@@ -177,7 +189,7 @@ def measure(task: Task) -> Run:
     cv2.setNumThreads(task.threads)
     case, folder = task.case, Path(task.folder)
     image, mask = (np.load(folder / f"{name}-{case.megapixels:g}.npy") for name in ("image", "mask"))
-    refine = _reference(task) if case.model == REFERENCE else _refiner(task)
+    refine, planned = _reference(task) if case.model == REFERENCE else _refiner(task, mask.shape)
     before = resident()
     refine(*resized(image, mask, min(WARM_UP, mask.size / 1e6)))
     forget_peak()
@@ -194,12 +206,14 @@ def measure(task: Task) -> Run:
     difference = compared(case, p, folder)
     if case.exact and difference and difference.largest > TOLERANCE:
         return Run(fault=f"wrong: |dp| to {difference.twin} up to {difference.largest:.1e}, {TOLERANCE:.0e} is allowed")
+    if case.policy in CAPPED and peak - before > CAP:
+        return Run(fault=f"wrong: took {(peak - before) / 1e6:.0f} MB, {CAP / 1e6:.0f} MB are allowed")
     if case == case.twin:
         np.save(folder / case.file, p)
-    return Run(seconds, before, peak, report, difference)
+    return Run(seconds, before, peak, planned, report, difference)
 
 
-def _reference(task: Task) -> Refine:
+def _reference(task: Task) -> tuple[Refine, int]:
     import torch
 
     from benchmarks.reference import ReferenceCRM
@@ -207,20 +221,22 @@ def _reference(task: Task) -> Refine:
     assert task.weights is not None
     network = ReferenceCRM()
     network.load_published(torch.load(task.weights, weights_only=True))
-    return lambda image, mask: (network.refine(image, mask)[1.0], {})
+    return lambda image, mask: (network.refine(image, mask)[1.0], {}), 0
 
 
-def _refiner(task: Task) -> Refine:
+def _refiner(task: Task, size: tuple[int, int]) -> tuple[Refine, int]:
     from refine import Refiner
 
     case = task.case
-    refiner = Refiner(case.model, weights=task.weights, device="cpu", dtype=case.dtype, **POLICIES[case.policy])
+    refiner = Refiner(
+        case.model, weights=task.weights, device="cpu", dtype=case.dtype, **(POLICIES | CAPPED)[case.policy]
+    )
 
     def refine(image: Pixels, mask: Pixels) -> tuple[Probability, dict[str, Any]]:
         refined = refiner.refine(image, mask)
         return refined.probability, refined.report.as_dict()
 
-    return refine
+    return refine, refiner.plan(size).peak
 
 
 def wrong(case: Case, p: Probability, shape: tuple[int, ...]) -> str:

@@ -158,6 +158,13 @@ class Batch:
         self.bytes += out.nbytes
         return out.permute(0, 3, 1, 2)
 
+    def enlarged(self, coarse: Blocks, *beside: Blocks) -> Tensor:
+        """The blocks with a cell around (M, C, side + 2, side + 2) of a map of twice the stride, bilinearly enlarged,
+        and of the maps ``beside`` it of the blocks' own stride: what a 3x3 convolution reads of all together.
+        """
+        upper = self.inside(upsampled(self.read(coarse, 1, repeat=True)), beside[0], 1)
+        return torch.cat((upper, *(self.read(source, 1) for source in beside)), 1)
+
     def inside(self, x: Tensor, source: Blocks, before: int) -> Tensor:
         """``x`` (M, C, n, n), which begins ``before`` cells of ``source``'s grid above and left of the blocks, with
         zeros beyond the picture: what a convolution's padding is made of.

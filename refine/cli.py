@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import sys
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -135,126 +136,79 @@ def _version(wanted: bool) -> None:
         raise typer.Exit()
 
 
-INPUT, OUTPUT, METHOD, MACHINE = "Input", "Output", "Method", "Machine"
-Model = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Network: crm-s (the default) or crm-r50.", rich_help_panel=METHOD)
-]
-Device = Annotated[
-    str | None,
-    typer.Option(metavar="NAME", help="auto (the default), cpu, cuda, cuda:1 or mps.", rich_help_panel=MACHINE),
-]
-Dtype = Annotated[
-    str | None,
-    typer.Option(metavar="NAME", help="auto (the default), float32, bfloat16 or float16.", rich_help_panel=MACHINE),
-]
-Weights = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="Weights to use: .safetensors, or a published .pth.", rich_help_panel=METHOD),
-]
-Tile = Annotated[
-    int | None,
-    typer.Option(metavar="PIXELS", help="Side of the tiles; smaller ones need less memory.", rich_help_panel=METHOD),
-]
+def _row(shown: str, meaning: str, *, panel: str | None = None, **more: Any) -> Any:
+    """A parameter by its row in the help: "-o, --out OUT" takes a value, "-q, --quiet" none, "IMAGE" is an argument."""
+    words = shown.replace(",", "").split()
+    names = [word for word in words if word.startswith("-")]
+    metavar = " ".join(words[len(names) :]) or None
+    kind: Any = typer.Option if names else typer.Argument
+    return kind(*names, metavar=metavar, help=meaning, rich_help_panel=panel, **more)
+
+
+_input, _output, _method, _machine = (partial(_row, panel=panel) for panel in ("Input", "Output", "Method", "Machine"))
+Model = Annotated[str | None, _method("--model NAME", "Network: crm-s (the default) or crm-r50.")]
+Device = Annotated[str | None, _machine("--device NAME", "auto (the default), cpu, cuda, cuda:1 or mps.")]
+Dtype = Annotated[str | None, _machine("--dtype NAME", "auto (the default), float32, bfloat16 or float16.")]
+Weights = Annotated[Path | None, _method("--weights FILE", "Weights to use: .safetensors, or a published .pth.")]
+Tile = Annotated[int | None, _method("--tile PIXELS", "Side of the tiles; smaller ones need less memory.")]
 CoarseDecode = Annotated[
     str | None,
-    typer.Option(
-        metavar="WHERE",
-        help="Decode coarse scales at all pixels (full) or where the next reads (next). Default: the model's.",
-        rich_help_panel=METHOD,
+    _method(
+        "--coarse-decode WHERE",
+        "Decode coarse scales at all pixels (full) or where the next reads (next). Default: the model's.",
     ),
 ]
 Decode = Annotated[
     str | None,
-    typer.Option(
-        metavar="WHICH",
-        help="Pixels to decode: dense, bbox, contour or strided; the others keep their value. Default: the model's.",
-        rich_help_panel=METHOD,
+    _method(
+        "--decode WHICH",
+        "Pixels to decode: dense, bbox, contour or strided; the others keep their value. Default: the model's.",
     ),
 ]
 Stride = Annotated[
     int | None,
-    typer.Option(
-        metavar="PIXELS",
-        help="Decode every N-th pixel, then those where something changed. A stride of decoding, not of crops.",
-        rich_help_panel=METHOD,
+    _method(
+        "--stride PIXELS",
+        "Decode every N-th pixel, then those where something changed. A stride of decoding, not of crops.",
     ),
 ]
 FirstPass = Annotated[
     str | None,
-    typer.Option(
-        metavar="WHERE",
-        help="Where a strided pass looks: near the contour and where unsure (near), or everywhere.",
-        rich_help_panel=METHOD,
+    _method(
+        "--first-pass WHERE", "Where a strided pass looks: near the contour and where unsure (near), or everywhere."
     ),
 ]
-Band = Annotated[
-    int | None,
-    typer.Option(metavar="PIXELS", help="Width of the band on either side of the contour.", rich_help_panel=METHOD),
-]
-Padding = Annotated[
-    int | None, typer.Option(metavar="PIXELS", help="Margin of bounding boxes.", rich_help_panel=METHOD)
-]
+Band = Annotated[int | None, _method("--band PIXELS", "Width of the band on either side of the contour.")]
+Padding = Annotated[int | None, _method("--padding PIXELS", "Margin of bounding boxes.")]
 MaxMemory = Annotated[
     str | None,
-    typer.Option(
-        metavar="BYTES",
-        help="Most memory to take, as in 2GiB; a TIFF that does not fit is refined by windows.",
-        rich_help_panel=MACHINE,
-    ),
+    _machine("--max-memory BYTES", "Most memory to take, as in 2GiB; a TIFF that does not fit is refined by windows."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=OUTPUT)]
+Json = Annotated[bool, _output("--json", "Print JSON.")]
 
 
 @app.command(MAIN, cls=_MainJob, hidden=True)
 def _refine(
-    image: Annotated[
-        str, typer.Argument(metavar="IMAGE", help="A picture, a folder or a quoted glob.", rich_help_panel=INPUT)
-    ],
+    image: Annotated[str, _input("IMAGE", "A picture, a folder or a quoted glob.")],
     mask: Annotated[
         str | None,
-        typer.Argument(
-            metavar="MASK",
-            help="Its coarse mask, of the image's size or smaller; a folder or glob where IMAGE is one.",
-            rich_help_panel=INPUT,
-        ),
+        _input("MASK", "Its coarse mask, of the image's size or smaller; a folder or glob where IMAGE is one."),
     ] = None,
-    allow_large: Annotated[
-        bool, typer.Option("--allow-large", help="Read pictures beyond 250 megapixels.", rich_help_panel=INPUT)
-    ] = False,
+    allow_large: Annotated[bool, _input("--allow-large", "Read pictures beyond 250 megapixels.")] = False,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "-o",
-            "--out",
-            metavar="OUT",
-            help="The refined mask, or the folder for many. Default: NAME_mask.png beside the mask.",
-            rich_help_panel=OUTPUT,
-        ),
+        _output("-o, --out OUT", "The refined mask, or the folder for many. Default: NAME_mask.png beside the mask."),
     ] = None,
     overlay: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="PICTURE", help="Also write the mask drawn over the image; many: a folder.", rich_help_panel=OUTPUT
-        ),
+        Path | None, _output("--overlay PICTURE", "Also write the mask drawn over the image; many: a folder.")
     ] = None,
     probability: Annotated[
         Path | None,
-        typer.Option(
-            metavar="PICTURE",
-            help="Also write the probability (.png, .tif or .npy); many: a folder.",
-            rich_help_panel=OUTPUT,
-        ),
+        _output("--probability PICTURE", "Also write the probability (.png, .tif or .npy); many: a folder."),
     ] = None,
-    skip_existing: Annotated[
-        bool,
-        typer.Option("--skip-existing", help="Leave out what is already refined; go on.", rich_help_panel=OUTPUT),
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one line of JSON per image and nothing else.", rich_help_panel=OUTPUT)
-    ] = False,
-    quiet: Annotated[
-        bool, typer.Option("-q", "--quiet", help="Print errors only, no progress bar.", rich_help_panel=OUTPUT)
-    ] = False,
+    skip_existing: Annotated[bool, _output("--skip-existing", "Leave out what is already refined; go on.")] = False,
+    as_json: Annotated[bool, _output("--json", "Print one line of JSON per image and nothing else.")] = False,
+    quiet: Annotated[bool, _output("-q, --quiet", "Print errors only, no progress bar.")] = False,
     model: Model = None,
     weights: Weights = None,
     tile: Tile = None,
@@ -267,12 +221,8 @@ def _refine(
     band: Band = None,
     padding: Padding = None,
     coarse_decode: CoarseDecode = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print how each picture would be refined; do nothing.")
-    ] = False,
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
+    dry_run: Annotated[bool, _row("--dry-run", "Print how each picture would be refined; do nothing.")] = False,
+    version: Annotated[bool, _row("--version", "Print the version.", callback=_version, is_eager=True)] = False,
 ) -> None:
     from refine.io import IMAGE_SUFFIXES, MASK_SUFFIXES, check_folder
 
@@ -289,7 +239,12 @@ def _refine(
         tile=tile,
         max_memory=max_memory,
         allow_large=allow_large or None,
-        **_region(decode, stride, first_pass, band, padding, coarse_decode),
+        decode=decode,
+        stride=stride,
+        first_pass=first_pass,
+        band=band,
+        padding=padding,
+        coarse_decode=coarse_decode,
     )
     todo: list[Pair] = []
     there: list[Pair] = []
@@ -316,38 +271,6 @@ def _refine(
         talk.note(f"{done} refined, {len(there)} skipped, {failed} failed")
     if failed:
         raise typer.Exit(1)
-
-
-def _region(
-    decode: str | None,
-    stride: int | None,
-    first_pass: str | None,
-    band: int | None,
-    padding: int | None,
-    coarse_decode: str | None,
-) -> dict[str, Any]:
-    """Options of region decoding; a stride alone asks for strided decoding."""
-    if decode is None and (stride is not None or first_pass is not None):
-        decode = "strided"
-    if decode is not None:
-        for name, value, policies in (
-            ("stride", stride, ("strided",)),
-            ("first-pass", first_pass, ("strided",)),
-            ("band", band, ("strided", "contour")),
-            ("padding", padding, ("bbox",)),
-        ):
-            if value is not None and decode not in policies:
-                raise OptionError(
-                    f"--{name} means nothing with --decode {decode}; it belongs to {' and '.join(policies)}"
-                )
-    return _given(
-        decode=decode,
-        stride=stride,
-        first_pass=first_pass,
-        band=band,
-        padding=padding,
-        coarse_decode=coarse_decode,
-    )
 
 
 def _print_plans(refiner: Refiner, pairs: list[Pair], talk: _Talk) -> int:
@@ -395,9 +318,22 @@ def _by_windows(refiner: Refiner, pair: Pair) -> bool:
 _TIFF = {".tif", ".tiff"}
 
 
+_POLICIES = {"stride": ("strided",), "first_pass": ("strided",), "band": ("strided", "contour"), "padding": ("bbox",)}
+
+
 def _given(**options: Any) -> dict[str, Any]:
-    """The Refiner's options that the command line gives; the others keep its defaults."""
-    return {name: value for name, value in options.items() if value is not None}
+    """The Refiner's options that the command line gives; the others keep its defaults.
+
+    A stride alone asks for strided decoding. Raises `OptionError` for an option of another policy than the one chosen.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    if given.keys() & {"stride", "first_pass"}:
+        given.setdefault("decode", "strided")
+    for name, policies in _POLICIES.items():
+        if name in given and given.get("decode", policies[0]) not in policies:
+            option, accepted = name.replace("_", "-"), " and ".join(policies)
+            raise OptionError(f"--{option} means nothing with --decode {given['decode']}; it belongs to {accepted}")
+    return given
 
 
 def _refine_all(refiner: Refiner, pairs: list[Pair], *, many: bool, talk: _Talk) -> int:
@@ -557,11 +493,9 @@ def _weights_list(as_json: Json = False) -> None:
 
 @weights_app.command("import")
 def _weights_import(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A published checkpoint (.pth).")],
-    out: Annotated[
-        Path | None, typer.Option("-o", "--out", metavar="OUT", help="Default: FILE with .safetensors.")
-    ] = None,
-    model: Annotated[str, typer.Option(metavar="NAME", help="The network it belongs to.")] = "crm-r50",
+    file: Annotated[Path, _row("FILE", "A published checkpoint (.pth).")],
+    out: Annotated[Path | None, _row("-o, --out OUT", "Default: FILE with .safetensors.")] = None,
+    model: Annotated[str, _row("--model NAME", "The network it belongs to.")] = "crm-r50",
 ) -> None:
     """Convert a published checkpoint (.pth) to safetensors."""
     destination = file.with_suffix(".safetensors") if out is None else out
@@ -581,16 +515,9 @@ app.add_typer(weights_app, name="weights")
 
 @app.command("evaluate")
 def _evaluate(
-    data: Annotated[
-        list[Path],
-        typer.Argument(metavar="FOLDER...", help="Sets, or folders of sets: *_im.*, *_gt.png, *_seg.png."),
-    ],
-    out: Annotated[
-        Path | None, typer.Option("-o", "--out", metavar="FOLDER", help="Also write figures and pictures there.")
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(metavar="NUMBER", help="Pictures of a set, the first by name. Default: all.")
-    ] = None,
+    data: Annotated[list[Path], _row("FOLDER...", "Sets, or folders of sets: *_im.*, *_gt.png, *_seg.png.")],
+    out: Annotated[Path | None, _row("-o, --out FOLDER", "Also write figures and pictures there.")] = None,
+    limit: Annotated[int | None, _row("--limit NUMBER", "Pictures of a set, the first by name. Default: all.")] = None,
     model: Model = None,
     weights: Weights = None,
     tile: Tile = None,
@@ -615,15 +542,23 @@ def _evaluate(
         dtype=dtype or "auto",
         limit=limit,
         out=out,
-        options=_given(tile=tile, max_memory=max_memory)
-        | _region(decode, stride, first_pass, band, padding, coarse_decode),
+        options=_given(
+            tile=tile,
+            max_memory=max_memory,
+            decode=decode,
+            stride=stride,
+            first_pass=first_pass,
+            band=band,
+            padding=padding,
+            coarse_decode=coarse_decode,
+        ),
     )
 
 
 @app.command("compare")
 def _compare(
-    base: Annotated[Path, typer.Argument(metavar="BASE", help="A folder that evaluate -o wrote.")],
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Others, of the same pictures.")],
+    base: Annotated[Path, _row("BASE", "A folder that evaluate -o wrote.")],
+    runs: Annotated[list[Path], _row("RUN...", "Others, of the same pictures.")],
     as_json: Json = False,
 ) -> None:
     """Compare evaluations of the same pictures: changes of IoU and mBA per set."""
@@ -638,13 +573,11 @@ def _compare(
 
 @app.command("demo")
 def _demo(
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="FOLDER", help="Where the pictures go.")] = Path(
-        "refine-demo"
-    ),
+    out: Annotated[Path, _row("-o, --out FOLDER", "Where the pictures go.")] = Path("refine-demo"),
     model: Model = None,
     device: Device = None,
     dtype: Dtype = None,
-    seed: Annotated[int, typer.Option(metavar="NUMBER", help="Seed of the generated scene.")] = 0,
+    seed: Annotated[int, _row("--seed NUMBER", "Seed of the generated scene.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Refine a generated 4k scene; print accuracy before and after, time and memory."""

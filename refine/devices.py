@@ -53,16 +53,10 @@ def _multiplies_bfloat16() -> bool:
 
 
 def share_threads() -> None:
-    """Let Numba's kernels use as many threads as torch does in this Python thread, and no more.
+    """Let kernels use as many threads as torch does in this Python thread."""
+    from refine_kernels import set_threads
 
-    Numba's first parallel kernel would otherwise start as many as there are cores, and with OpenMP torch would inherit
-    that number.
-    """
-    import numba
-
-    threads = torch.get_num_threads()
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
-    torch.set_num_threads(threads)
+    set_threads(torch.get_num_threads())
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -35,7 +35,7 @@ from refine.planes import Constant, Held, Interpolated, Plane, total
 from refine.prepare import mask_plane, prepare
 from refine.regions import Grid, Selection, at_next, bounding_boxes, dense, margin, read_by_next, select
 from refine.result import Refined, Report, ScaleReport
-from refine.slides import Slide, Workspace, write_mask_stream
+from refine.slides import Slide, Workspace, check_mask_stream, write_mask_stream
 from refine.tiles import Window, cover
 
 
@@ -45,8 +45,13 @@ class _Counts:
 
     encode_seconds: float = 0.0
     decode_seconds: float = 0.0
-    decoded: int = 0
-    encoded: int = 0
+    decoded: float = 0
+    encoded: float = 0
+
+    def add(self, other: dict[str, float]) -> None:
+        """Adds what was done of a part."""
+        for name, value in other.items():
+            setattr(self, name, getattr(self, name) + value)
 
 
 @dataclass
@@ -135,6 +140,7 @@ class Refiner:
         Gives what `refine` gives for the same files. Raises as `refine` does.
         """
         chosen = self._chosen(options)
+        check_mask_stream(out)
         if chosen.keep_scales or chosen.decode == "bbox":
             given = "keep_scales" if chosen.keep_scales else "decode='bbox'"
             raise OptionError(f"{given} needs the mask whole in memory; use refine(), or leave it out")
@@ -157,7 +163,9 @@ class Refiner:
 
             def rows(top: int, bottom: int) -> NDArray[np.bool_]:
                 band = Window(top, bottom, 0, width).moved(pad, pad)
-                return np.asarray(last.read(band) > 0.5)
+                found = np.asarray(last.read(band) > 0.5)
+                store.release()
+                return found
 
             write_mask_stream(out, picture.size, rows)
             store.remove()
@@ -230,36 +238,49 @@ class Refiner:
             if not store.done(step):
                 seen = core.grown(margin(options), *grid.shape).aligned(options.stride, *grid.shape)
                 here = None if boxes is None else boxes[seen.slices]
-                selection = select(view.before.read(seen), options, first=first, boxes=here)
+                before = view.before.read(seen)
+                selection = select(before, options, first=first, boxes=here)
                 # A strided pass needs the cells around the core, whose lines close its own.
                 window = core.grown(options.stride if selection.stride else 0, *grid.shape)
-                selection = selection.cut(window.moved(-seen.top, -seen.left))
+                part = window.moved(-seen.top, -seen.left)
+                before, selection = before[part.slices], selection.cut(part)
                 if options.max_memory is not None:
                     return_freed_memory()  # the last tile's, which may be of another size
-                out[core.slices] = self._decoded(view, window, core, selection, options, tile, counts)
-                store.mark(step, out)
+                done = _Counts()
+                self._decode(view, window, core, before, selection, options, tile, done, out[core.slices])
+                store.mark(step, out, record=asdict(done))
+                counts.add(asdict(done))
+            else:
+                counts.add(store.record(step))
             tell()
         cells = math.prod(self.network.tap_sizes(*size)[0])
         times = counts.encode_seconds, counts.decode_seconds
-        kept = math.prod(grid.shape) - counts.decoded
-        return Held(out), ScaleReport(scale, size, *times, counts.decoded, kept, min(1.0, counts.encoded / cells))
+        decoded = int(counts.decoded)
+        kept = math.prod(grid.shape) - decoded
+        return Held(out), ScaleReport(scale, size, *times, decoded, kept, min(1.0, counts.encoded / cells))
 
-    def _decoded(
+    def _decode(
         self,
         view: View,
         window: Window,
         core: Window,
+        before: NDArray[np.float32],
         selection: Selection,
         options: Options,
         tile: int,
         counts: _Counts,
-    ) -> NDArray[np.float32]:
-        """Probabilities of ``core``, of which ``window`` holds what it needs: the selected queries decoded."""
+        out: NDArray[np.float32],
+    ) -> None:
+        """Fills ``out``, probabilities of ``core``, with those before and the selected queries decoded.
+
+        before: in a window around the core that holds what it needs; the selection is of that window.
+        """
         network = self.network
-        before = view.before.read(window)
-        inner = core.moved(-window.top, -window.left).slices
+        inner = core.moved(-window.top, -window.left)
+        if not selection.everything:
+            out[...] = before[inner.slices]
         if not selection.area.any():
-            return before[inner]
+            return
         started = self._now()
         rows, columns = (axis[part] for axis, part in zip((view.rows, view.columns), window.slices, strict=True))
         if selection.area.size <= SMALL or selection.area.mean() > MOST:
@@ -271,19 +292,22 @@ class Refiner:
         encoded = self._now()
         counts.encode_seconds += encoded - started
         counts.encoded += cells.computed
-        guide = view.guide(window) if network.guided else None
+        guide = view.guide(window, before) if network.guided else None
         if selection.everything:
-            p = decode(network, cells, rows, columns, None, guide)
-            counts.decoded += p[inner].size
+            out[...] = decode(network, cells, rows, columns, None, guide)[inner.slices]
+            counts.decoded += out.size
         else:
-            p = before.copy()
-            for points in (lambda: selection.points, lambda: selection.rest(before, p)):
-                chosen = points()
-                at = np.argwhere(chosen)
-                p[tuple(at.T)] = decode(network, cells, rows, columns, at, guide)
-                counts.decoded += int(chosen[inner].sum())
+            changed = np.zeros(before.shape, bool)
+            for points in (lambda: selection.points, lambda: selection.rest(changed)):
+                flat = np.flatnonzero(points())
+                at = np.stack(np.divmod(flat, window.width), 1)
+                p = decode(network, cells, rows, columns, at, guide)
+                changed.reshape(-1)[flat] = (before[tuple(at.T)] > 0.5) != (p > 0.5)
+                y, x = (at - (inner.top, inner.left)).T
+                here = (y >= 0) & (y < core.height) & (x >= 0) & (x < core.width)
+                out[y[here], x[here]] = p[here]
+                counts.decoded += int(np.count_nonzero(here))
         counts.decode_seconds += self._now() - encoded
-        return p[inner]
 
     def _grid(self, frame: Frame, size: tuple[int, int], following: tuple[int, int] | None, options: Options) -> Grid:
         """The queries of a scale of ``size``: those that the scale of size ``following`` reads, or all pixels."""

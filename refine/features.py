@@ -40,7 +40,7 @@ def whole_latent(
     ):
         core = core.moved(pixels.top, pixels.left)
         area = core.grown(network.halo, height, width)
-        taps = network.encode(view.input(area).to(dtype))
+        taps = network.encode(view.input(area, dtype, network.multiple))
         origin = (area.top // network.stride, area.left // network.stride)
         for cells in core.divided(network.stride).split(patch):
             part = cells.moved(-top, -left)
@@ -56,28 +56,33 @@ def latent_at(network: Network, view: View, window: Window, wanted: NDArray[np.b
     height, width = view.size
     rows, columns = view.rows[window.slices[0]], view.columns[window.slices[1]]
     per = FINE // network.stride
-    needed = _squares(_squares(wanted, rows, per, 0), columns, per, 1)  # from square 0 of the picture on
+    needed = _squares(wanted, (rows, columns), per)  # from square 0 of the picture on
     ys, xs = (np.flatnonzero(needed.any(axis)) * FINE for axis in (1, 0))
     core = Window(int(ys[0]), min(int(ys[-1]) + FINE, height), int(xs[0]), min(int(xs[-1]) + FINE, width))
     area = core.grown(network.halo, height, width).aligned(network.window, height, width)
     local = needed[area.top // FINE : -(-area.bottom // FINE), area.left // FINE : -(-area.right // FINE)]
     origin = (area.top // network.stride, area.left // network.stride)
     sizes = network.tap_sizes(height, width)
-    latent = network.encode_area(view.input(area).to(dtype), local, sizes=sizes, origin=origin)
+    latent = network.encode_area(view.input(area, dtype, network.multiple), local, sizes=sizes, origin=origin)
     return replace(latent, origin=origin)
 
 
-def _squares(wanted: NDArray[np.bool_], axis: Axis, per: int, dim: int) -> NDArray[np.bool_]:
-    """Whether any of the ``wanted`` queries along ``dim`` reads a cell of each square of ``per`` cells."""
-    found = None
-    for cells in axis.read():
-        square = cells.numpy() // per  # rising
-        starts = np.flatnonzero(np.diff(square, prepend=-1))
-        shape = list(wanted.shape)
-        shape[dim] = int(axis.read()[1].max()) // per + 1
-        out = np.zeros(shape, np.uint8)
-        index = (slice(None),) * dim + (square[starts],)
-        out[index] = np.maximum.reduceat(wanted.view(np.uint8), starts, dim)
-        found = out if found is None else found | out
-    assert found is not None
-    return found.view(bool)
+def _squares(wanted: NDArray[np.bool_], axes: tuple[Axis, Axis], per: int) -> NDArray[np.bool_]:
+    """Whether any of the ``wanted`` queries (n, m) reads a cell of each square of ``per`` x ``per`` cells."""
+    from refine_kernels import any_in_cells
+
+    read = [[cells.numpy() // per for cells in axis.read()] for axis in axes]  # squares of each query, rising
+    # Between starts nothing changes on an axis.
+    starts = [np.flatnonzero(np.any([np.diff(s, prepend=-1) for s in squares], 0)) for squares in read]
+    found = any_in_cells(wanted, *starts)
+    for dim, squares in enumerate(read):
+        shape = list(found.shape)
+        shape[dim] = max(int(s[-1]) for s in squares) + 1
+        out = np.zeros(shape, bool)
+        for square in squares:
+            at = square[starts[dim]]
+            firsts = np.flatnonzero(np.diff(at, prepend=-1))
+            index = (slice(None),) * dim + (at[firsts],)
+            out[index] |= np.logical_or.reduceat(found, firsts, dim)
+        found = out
+    return found

@@ -15,6 +15,8 @@ from refine.coords import Axis, LerpAxis, corner_aligned
 from refine.planes import Interpolated, Memory, Plane, Reduced, Reflected, Store, kept
 from refine.tiles import Window
 
+STRIP = 2**17  # px that are normalised at once, so that what lies between stays in a processor's cache
+
 
 class Frame:
     """A picture and its coarse mask with the cascade's border around them.
@@ -116,13 +118,30 @@ class View:
     def grid(self) -> tuple[int, int]:
         return len(self.rows), len(self.columns)
 
-    def input(self, window: Window) -> Tensor:
-        """The network's input (1, 4, h, w) float32 in a window of the scaled picture: colour, then mask."""
-        return self._together(self.frame.picture(self.size).read(window), self.mask.read(window))
+    def input(self, window: Window, dtype: torch.dtype = torch.float32, multiple: int = 1) -> Tensor:
+        """The network's input (1, 4, h, w), channels last, in a window of the scaled picture: colour, then mask.
 
-    def guide(self, window: Window) -> Callable[[NDArray[np.int64]], Tensor]:
-        """What queries in a window of the grid read of their own pixel: (N, 4) of points (N, 2) of the window."""
-        picture, mask = self.frame.picture(self.grid).read(window), self.read.read(window)
+        Sides that are no ``multiple`` are continued by their last pixels.
+        """
+        picture, mask = self.frame.picture(self.size).read(window), self.mask.read(window)
+        height, width = mask.shape
+        size = tuple(-(-n // multiple) * multiple for n in mask.shape)
+        x = torch.empty((1, 4, *size), dtype=dtype, device=self.frame.device, memory_format=torch.channels_last)
+        step = max(1, STRIP // width)
+        for top in range(0, height, step):
+            rows = slice(top, min(top + step, height))
+            x[:, :, rows, :width] = self._together(picture[rows], mask[rows])
+        x[:, :, :height, width:] = x[:, :, :height, width - 1 : width]
+        x[:, :, height:] = x[:, :, height - 1 : height]
+        return x
+
+    def guide(self, window: Window, before: NDArray[np.float32]) -> Callable[[NDArray[np.int64]], Tensor]:
+        """What queries in a window of the grid read of their own pixel: (N, 4) of points (N, 2) of the window.
+
+        before: the plane of that name in the window.
+        """
+        picture = self.frame.picture(self.grid).read(window)
+        mask = before if self.read is self.before else self.read.read(window)
 
         def at(points: NDArray[np.int64]) -> Tensor:
             y, x = points.T

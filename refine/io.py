@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from PIL import BmpImagePlugin, ExifTags, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from refine.errors import FileError, InputError, OptionError, RefineError
+from refine.values import Array, distinct
 
-Array = NDArray[Any]
 PathLike = str | os.PathLike[str]
 Source = PathLike | Image.Image
 
@@ -169,7 +169,7 @@ def grey(samples: Array, name: str) -> Array:
 
 
 def palette_values(indices: NDArray[np.uint8], palette: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
-    used = np.flatnonzero(cv2.calcHist([indices], [0], None, [256], [0, 256]))
+    used = distinct(indices, 255)
     if (palette[used] == palette[used, :1]).all():
         return cv2.LUT(indices, palette[:, 0].copy()).astype(np.uint8, copy=False)
     if set(used.tolist()) <= {0, 1} or set(used.tolist()) <= {0, 255}:
@@ -254,7 +254,7 @@ def decoding(name: str, formats: str) -> Iterator[None]:
         raise FileError(f"{name}: truncated or damaged ({reason}); give a complete file ({formats})") from error
 
 
-def check_size(width: int, height: int, name: str, allow_large: bool) -> None:
+def _check_size(width: int, height: int, name: str, allow_large: bool) -> None:
     if width < 1 or height < 1:
         raise InputError(f"{name}: has no pixels ({width} x {height}); give a picture with at least one pixel")
     if width * height > MAX_PIXELS and not allow_large:
@@ -287,7 +287,7 @@ def _pillow(file: BinaryIO, head: bytes, name: str, formats: str) -> Image.Image
 def _pillow_raster(
     picture: Image.Image, name: str, allow_large: bool, file: BinaryIO | None = None, head: bytes = b""
 ) -> Raster:
-    check_size(*picture.size, name, allow_large)
+    _check_size(*picture.size, name, allow_large)
     picture.load()
     orientation = _orientation(picture)
     if file is not None and head.startswith(b"\x89PNG") and head[24] == 16:  # Pillow drops the low byte of colours
@@ -348,31 +348,13 @@ def _check_png_is_whole(file: BinaryIO, name: str) -> None:
 
 def _read_npy(path: Path, name: str, allow_large: bool) -> Array:
     mapped = np.load(path, mmap_mode="r", allow_pickle=False)
-    check_size(mapped.size, 1, name, allow_large)
+    _check_size(mapped.size, 1, name, allow_large)
     return np.array(mapped)
 
 
 def _tiff_raster(file: BinaryIO, name: str, allow_large: bool) -> Raster:
-    size = file.seek(0, os.SEEK_END)
-    file.seek(0)
     with tifffile.TiffFile(file) as tiff:
-        page = tiff.pages[0]
-        width, height = page.imagewidth, page.imagelength
-        check_size(width, height, name, allow_large)
-        # Overviews and internal masks (bits 1 and 4 of the subfile type) belong to the first page.
-        others = [p for p in tiff.pages[1:] if (p.imagelength, p.imagewidth) == (height, width)]
-        pages = 1 + sum(not p.subfiletype & 5 for p in others)
-        if pages > 1:
-            raise FileError(f"{name}: {pages} pages of the same size; accepted is one picture; save the page you mean")
-        # JPEG strips that end early are decoded to grey without an error, and a tag whose value is lost is left out.
-        segments = zip(page.dataoffsets, page.databytecounts, strict=True)
-        if lost_tags(file, tiff.tiff, page) or any(offset + count > size for offset, count in segments):
-            raise FileError(f"{name}: truncated or damaged (the TIFF ends before its pixels); give a complete file")
-        if page.imagedepth != 1 or page.samplesperpixel > 4:
-            raise FileError(
-                f"{name}: a TIFF with {page.samplesperpixel} samples per pixel and depth {page.imagedepth}; accepted "
-                "are one to four samples and depth 1; save the bands you mean"
-            )
+        page = tiff_page(tiff, file, name, allow_large)
         samples = page.asarray(squeeze=False)[:, 0]  # (planes, H, W, C); planes or C is 1
         samples = samples[0] if samples.shape[0] == 1 else np.moveaxis(samples[..., 0], 0, -1)
         samples = samples[..., 0] if samples.shape[2] == 1 else samples
@@ -381,7 +363,43 @@ def _tiff_raster(file: BinaryIO, name: str, allow_large: bool) -> Raster:
     return Raster(_oriented(raster.samples, orientation), raster.palette)
 
 
-def lost_tags(file: BinaryIO, format: Any, page: Any) -> bool:
+def tiff_page(tiff: Any, file: BinaryIO, name: str, allow_large: bool) -> Any:
+    """The first page of a TIFF: the only one of its size, of one to four samples, and whole as far as offsets tell.
+
+    Raises FileError: it is not, its samples are of an unknown type, or it has more than ``MAX_PIXELS`` pixels and
+    ``allow_large`` is not set.
+    Raises InputError: it has no pixels.
+    """
+    page = tiff.pages[0]
+    width, height = page.imagewidth, page.imagelength
+    _check_size(width, height, name, allow_large)
+    # Overviews and internal masks (bits 1 and 4 of the subfile type) belong to the first page.
+    others = [p for p in tiff.pages[1:] if (p.imagelength, p.imagewidth) == (height, width)]
+    pages = 1 + sum(not p.subfiletype & 5 for p in others)
+    if pages > 1:
+        raise FileError(f"{name}: {pages} pages of the same size; accepted is one picture; save the page you mean")
+    if page.imagedepth != 1 or page.samplesperpixel > 4:
+        raise FileError(
+            f"{name}: a TIFF with {page.samplesperpixel} samples per pixel and depth {page.imagedepth}; accepted "
+            "are one to four samples and depth 1; save the bands you mean"
+        )
+    # Decoders go on without an error where JPEG strips end early or are not listed, or a tag has lost its value.
+    segments = list(zip(page.dataoffsets, page.databytecounts, strict=True))
+    lost = _lost_tags(file, tiff.tiff, page)
+    if page.is_final:
+        segments.append((page.dataoffsets[0], page.nbytes))
+    elif len(segments) < np.prod(page.chunked):
+        lost = True
+    size = file.seek(0, os.SEEK_END)
+    if lost or any(offset + count > size for offset, count in segments):
+        raise FileError(f"{name}: truncated or damaged (the TIFF ends before its pixels); give a complete file")
+    if page.dtype is None:
+        given = f"grey or RGB samples of {page.bitspersample} bits (format {page.sampleformat})"
+        raise FileError(f"{name}: a TIFF of {given} is not accepted; convert it to 8-bit or 16-bit grey or RGB")
+    return page
+
+
+def _lost_tags(file: BinaryIO, format: Any, page: Any) -> bool:
     """Whether a tag that says where the pixels are and what they mean is in the directory, but could not be read."""
     file.seek(page.offset)
     (count,) = struct.unpack(format.tagnoformat, file.read(format.tagnosize))
@@ -485,6 +503,15 @@ def check_folder(folder: PathLike) -> None:
         raise FileError(message) from error
 
 
+def check_file(path: PathLike) -> None:
+    """Checks that :func:`write_atomic` can write a file, whose folder need not exist yet; nothing is left behind.
+
+    Raises FileError: as :func:`write_atomic`, or as :func:`check_folder` for the file's folder.
+    """
+    with _writing(path) as (target, _):
+        check_folder(target.parent)
+
+
 def write_atomic(path: PathLike, write: Callable[[BinaryIO], object]) -> None:
     """Calls ``write`` with a temporary file beside ``path`` and moves it over ``path`` when ``write`` returns.
 
@@ -494,17 +521,9 @@ def write_atomic(path: PathLike, write: Callable[[BinaryIO], object]) -> None:
 
     Raises FileError: the target is a folder or no regular file, is write-protected, or cannot be written.
     """
-    name = os.fspath(path)
-    target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
-    try:
-        old = target.stat().st_mode if target.exists() else None
-        if old is not None and not stat.S_ISREG(old):
-            given = "a folder" if stat.S_ISDIR(old) else "no regular file"
-            raise FileError(f"{name}: is {given}, and nothing is written over it; give the name of a file")
-        if old is not None and not os.access(target, os.W_OK):
-            raise FileError(f"{name}: is write-protected; remove it or give another name")
+    with _writing(path) as (target, old):
         target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
         try:
             with temporary.open("x+b") as file:
                 write(file)
@@ -514,6 +533,21 @@ def write_atomic(path: PathLike, write: Callable[[BinaryIO], object]) -> None:
         finally:
             with suppress(OSError):  # it has been moved, was never made, or its folder is gone
                 temporary.unlink()
+
+
+@contextmanager
+def _writing(path: PathLike) -> Iterator[tuple[Path, int | None]]:
+    """The file that a path leads to, and the mode of the one that is there; an OSError becomes a FileError."""
+    name = os.fspath(path)
+    target = Path(os.path.realpath(path))
+    try:
+        old = target.stat().st_mode if target.exists() else None
+        if old is not None and not stat.S_ISREG(old):
+            given = "a folder" if stat.S_ISDIR(old) else "no regular file"
+            raise FileError(f"{name}: is {given}, and nothing is written over it; give the name of a file")
+        if old is not None and not os.access(target, os.W_OK):
+            raise FileError(f"{name}: is write-protected; remove it or give another name")
+        yield target, old
     except RefineError:
         raise
     except OSError as error:

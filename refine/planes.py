@@ -4,7 +4,7 @@ A plane gives any window of itself, (h, w) float32 or (h, w, 3) uint8, the same 
 by. The others make one plane of another without holding it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -110,22 +110,15 @@ class Interpolated:
         return len(self.rows[0]), len(self.columns[0])
 
     def read(self, window: Window) -> NDArray[np.float32]:
-        tables = []
+        from refine_kernels import interpolate
+
+        tables, ends = [], []
         for table, part in zip((self.rows, self.columns), window.slices, strict=True):
             low, high, weight = (t[part].numpy() for t in table)
-            tables.append((low - low.min(), high - low.min(), weight, int(low.min()), int(high.max()) + 1))
-        (y0, y1, wy, top, bottom), (x0, x1, wx, left, right) = tables
-        source = self.source.read(Window(top, bottom, left, right))
-        trail = (1,) * (source.ndim - 2)
-        x = _between(source, 0, y0, y1, wy.reshape(-1, 1, *trail))
-        return _between(x, 1, x0, x1, wx.reshape(-1, *trail))
-
-
-def _between(
-    x: NDArray[Any], axis: int, low: NDArray[np.int64], high: NDArray[np.int64], weight: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    a, b = (np.take(x, index, axis).astype(np.float32, copy=False) for index in (low, high))
-    return a + (b - a) * weight
+            start = int(low.min())
+            tables.append((low - start, high - start, weight))
+            ends += [start, int(high.max()) + 1]
+        return interpolate(self.source.read(Window(*ends)), *tables)
 
 
 class Store(Protocol):
@@ -137,8 +130,14 @@ class Store(Protocol):
     def done(self, step: str) -> bool:
         """Whether a step was marked."""
 
-    def mark(self, step: str, *arrays: Any) -> None:
-        """Says that a step is done, of which these arrays are the result."""
+    def mark(self, step: str, *arrays: Any, record: Mapping[str, float] | None = None) -> None:
+        """Says that a step is done, of which these arrays are the result and ``record`` what is to be known of it."""
+
+    def record(self, step: str) -> dict[str, float]:
+        """What was recorded with a step that is done."""
+
+    def release(self) -> None:
+        """Lets go of memory that its arrays can do without."""
 
 
 class Memory:
@@ -150,7 +149,13 @@ class Memory:
     def done(self, step: str) -> bool:
         return False
 
-    def mark(self, step: str, *arrays: Any) -> None:
+    def mark(self, step: str, *arrays: Any, record: Mapping[str, float] | None = None) -> None:
+        pass
+
+    def record(self, step: str) -> dict[str, float]:
+        return {}
+
+    def release(self) -> None:
         pass
 
 

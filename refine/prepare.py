@@ -15,9 +15,7 @@ from refine.errors import InputError
 from refine.io import Source
 from refine.planes import Interpolated, Plane
 from refine.slides import MaskOf, Slide
-
-_ROUNDING = 1e-6  # how far float32 interpolation strays from [0, 1]; clipped, not refused
-_VALUES = "bool, {0, 1}, {0, 255}, grey 0..255, uint16 0..65535 or floats in [0, 1]"
+from refine.values import meaning
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,10 +90,10 @@ def as_mask(mask: NDArray[Any] | Source, size: tuple[int, int], *, allow_large: 
         name = "mask" if isinstance(mask, Image.Image) else os.fsdecode(mask)
     values = _one_channel(values, name)
     _check_size(values.shape, size, name)
-    soft: NDArray[Any] = _unit_range(values, name)
-    if soft.shape != size:
-        soft = cv2.resize(soft, size[::-1], interpolation=cv2.INTER_LINEAR)
-    return np.ascontiguousarray(soft, np.float32)
+    soft = meaning(lambda: [values], name).unit(values)
+    if soft.shape == size:
+        return soft
+    return np.asarray(cv2.resize(soft, size[::-1], interpolation=cv2.INTER_LINEAR), np.float32)
 
 
 def mask_plane(mask: Slide, size: tuple[int, int]) -> Plane:
@@ -146,65 +144,3 @@ def _check_size(mask: tuple[int, ...], image: tuple[int, int], name: str) -> Non
 def _same_aspect(h: int, w: int, H: int, W: int) -> bool:
     """Whether some f has |h - H f| <= 1 and |w - W f| <= 1: the intervals of f, times H W, overlap."""
     return max((h - 1) * W, (w - 1) * H) <= min((h + 1) * W, (w + 1) * H)
-
-
-def _unit_range(values: NDArray[Any], name: str) -> NDArray[np.float32]:
-    kind = values.dtype.kind
-    if kind == "b":
-        return values.astype(np.float32)
-    if kind not in "uif":
-        raise InputError(f"{name}: type {values.dtype}; accepted are {_VALUES}; convert it")
-    if kind == "f":
-        return _unit_floats(values, name)
-    lowest, highest = int(values.min()), int(values.max())
-    scale = 65535 if values.dtype.kind == "u" and values.dtype.itemsize == 2 and highest > 255 else 255
-    if lowest < 0 or highest > scale:
-        raise InputError(
-            f"{name}: {values.dtype} values {lowest}..{highest}; accepted are {_VALUES}; if these are labels, pick one "
-            "class, as in mask == label; if it is a soft mask, pass it as floats (mask divided by its full scale)"
-        )
-    if highest <= 1:
-        return values.astype(np.float32)
-    labels = _labels(values, highest, scale)
-    if labels is not None:
-        raise InputError(
-            f"{name}: a label map (values {labels}); accepted are {_VALUES}; pick one class, as in mask == label, or, "
-            f"if it is a soft mask, pass mask / {scale} as floats (.npy or a float TIFF for a file)"
-        )
-    soft = values.astype(np.float32)
-    soft /= np.float32(scale)
-    return soft
-
-
-def _labels(values: NDArray[Any], highest: int, scale: int) -> str | None:
-    """The values of an integer mask that is a label map by the rule of :func:`as_mask`, else None."""
-    if scale == 65535 and highest < 32768:
-        return f"up to {highest} of 65535"
-    values = np.ascontiguousarray(values, np.uint8 if scale == 255 else np.uint16)
-    seen = np.flatnonzero(cv2.calcHist([values], [0], None, [scale + 1], [0, scale + 1]))
-    between = seen[(seen > 0) & (seen < scale)]
-    low = highest < 128
-    void = highest == 255 and len(seen) <= 32 and len(between) > 0 and between[-1] < 64
-    if not (low or void or (2 <= len(between) <= 64 and _is_flat(values, scale))):
-        return None
-    return ", ".join(str(v) for v in seen[:6].tolist()) + (f", ... {highest}" if len(seen) > 6 else "")
-
-
-def _is_flat(values: NDArray[Any], scale: int) -> bool:
-    """Whether 90 % of the pixels strictly between 0 and ``scale`` equal their right and lower neighbours."""
-    interior = (values > 0) & (values < scale)
-    total = np.count_nonzero(interior)
-    interior[:, :-1] &= values[:, :-1] == values[:, 1:]
-    interior[:-1] &= values[:-1] == values[1:]
-    return bool(10 * np.count_nonzero(interior) >= 9 * total)
-
-
-def _unit_floats(values: NDArray[Any], name: str) -> NDArray[np.float32]:
-    lowest, highest = float(values.min()), float(values.max())  # both are NaN if any value is
-    if not np.isfinite([lowest, highest]).all():
-        raise InputError(f"{name}: holds NaN or infinite values; floats must be finite and in [0, 1]; replace them")
-    if lowest < -_ROUNDING or highest > 1 + _ROUNDING:
-        remedy = "divide by 255" if lowest >= 0 and highest <= 255 else "apply a sigmoid if these are logits"
-        raise InputError(f"{name}: float values {lowest:g}..{highest:g}; floats must be in [0, 1]; {remedy}")
-    soft = values.astype(np.float32, copy=False)
-    return np.clip(soft, 0, 1) if lowest < 0 or highest > 1 else soft

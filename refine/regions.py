@@ -79,17 +79,16 @@ class Selection:
         """Whether all queries are decoded at once."""
         return self.stride == 0 and bool(self.points.all())
 
-    def rest(self, before: NDArray[np.float32], p: NDArray[np.float32]) -> NDArray[np.bool_]:
-        """The queries still to decode: those with a decoded one among the four around them that changed its class."""
+    def rest(self, changed: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """The queries still to decode: those with one among the four decoded around them that ``changed`` its class."""
         if not self.stride:
             return np.zeros_like(self.points)
         from refine_kernels import grid_lines, strided_changes
 
-        lines = np.ix_(*(grid_lines(n, self.stride) for n in p.shape))
-        changed = (before[lines] > 0.5) != (p[lines] > 0.5)
-        if not changed.any():
+        lines = np.ix_(*(grid_lines(n, self.stride) for n in changed.shape))
+        if not (on_grid := changed[lines]).any():
             return np.zeros_like(self.points)
-        found: NDArray[np.bool_] = strided_changes(changed, p.shape, self.stride)
+        found: NDArray[np.bool_] = strided_changes(on_grid, changed.shape, self.stride)
         return found & self.area & ~self.points
 
 
@@ -103,8 +102,8 @@ def margin(options: Options) -> int:
 def select(before: NDArray[np.float32], options: Options, *, first: bool, boxes: NDArray[np.bool_] | None) -> Selection:
     """The queries to decode in a window that begins on the strided grid, by the probabilities before, (n, m).
 
-    first: whether this is the first scale, before which nothing is
-    known but the coarse mask: a first pass "near" is one everywhere there.
+    first: whether this is the first scale, before which nothing is known but the coarse mask: a first pass "near" is
+    one everywhere there.
     """
     shape = before.shape
     if options.decode == "dense":
@@ -131,30 +130,19 @@ def _band(before: NDArray[np.float32], band: int) -> NDArray[np.bool_]:
 
 def _strided(wanted: NDArray[np.bool_], unsure: NDArray[np.bool_], stride: int) -> Selection:
     """A pass over the grid pixels around every cell that holds a wanted pixel; of unsure cells, over all pixels."""
-    from refine_kernels import grid_lines
+    from refine_kernels import any_in_cells, fill_cells, grid_lines
 
-    rows, columns = (grid_lines(n, stride) for n in wanted.shape)
+    lines = tuple(grid_lines(n, stride) for n in wanted.shape)
     # A cell begins on its first line; the last one of an axis ends on the last line.
-    tops, lefts = (lines[:-1] if len(lines) > 1 else lines for lines in (rows, columns))
-    heights, widths = (np.diff(starts, append=n) for starts, n in zip((tops, lefts), wanted.shape, strict=True))
-
-    def cells(pixels: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        return np.maximum.reduceat(np.maximum.reduceat(pixels.view(np.uint8), tops, 0), lefts, 1).view(bool)
-
-    def closed(chosen: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        area = np.repeat(np.repeat(chosen, heights, 0), widths, 1)
-        area[tops[1:]] |= area[tops[1:] - 1]
-        area[:, lefts[1:]] |= area[:, lefts[1:] - 1]
-        return area
-
-    chosen = cells(wanted)
-    corners = np.zeros((len(rows), len(columns)), bool)
+    rows, columns = (at[:-1] if len(at) > 1 else at for at in lines)
+    chosen = any_in_cells(wanted, rows, columns)
+    corners = np.zeros(tuple(map(len, lines)), bool)
     corners[: chosen.shape[0], : chosen.shape[1]] = chosen
     corners[1:] |= corners[:-1]
     corners[:, 1:] |= corners[:, :-1]
-    points = closed(cells(unsure)) if unsure.any() else np.zeros(wanted.shape, bool)
-    points[np.ix_(rows, columns)] |= corners
-    return Selection(closed(chosen), points, stride)
+    points = fill_cells(any_in_cells(unsure, rows, columns), rows, columns, wanted.shape)
+    points[np.ix_(*lines)] |= corners
+    return Selection(fill_cells(chosen, rows, columns, wanted.shape), points, stride)
 
 
 def bounding_boxes(mask: NDArray[np.bool_], padding: int) -> NDArray[np.bool_]:

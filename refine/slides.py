@@ -5,18 +5,20 @@
 """
 
 import json
+import mmap
 import os
 import shutil
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from weakref import WeakSet
 
 import cv2
 import numpy as np
@@ -25,8 +27,9 @@ from numpy.typing import DTypeLike, NDArray
 
 from refine import io
 from refine.errors import FileError, InputError, RefineError, one_of
-from refine.io import Array, PathLike
+from refine.io import PathLike
 from refine.tiles import Window
+from refine.values import Array, Meaning, distinct, meaning
 
 MAX_SEGMENT = 2**28
 """Bytes of the largest tile or strip that is decoded: it cannot be decoded in parts."""
@@ -37,10 +40,6 @@ _SIDE = 256  # px; of the tiles that are written
 _CLASSIC = 2**32 - 2**25  # bytes; offsets of a TIFF that is no BigTIFF end at 2**32, and its directory needs room too
 _COMPRESSIONS = {"deflate": "zlib", "zstd": "zstd", "none": None}
 _JOURNAL = "refine.journal"
-
-# As in prepare, whose texts and rules these are.
-_VALUES = "bool, {0, 1}, {0, 255}, grey 0..255, uint16 0..65535 or floats in [0, 1]"
-_ROUNDING = 1e-6
 
 
 # ---------------------------------------------------------------------------------------------------------- reading
@@ -56,7 +55,8 @@ class Slide:
     Some rules look at all of a file, so that no window is read differently from the next: whether a 16-bit picture
     holds 8-bit values, the range of floats, and what the values of a mask mean. So the first :meth:`read` of a 16-bit
     picture reads on from the top until a value above 255 is met, that of a float picture and the first
-    :meth:`read_mask` decode the whole file once (which also finds damage before the work and not after hours).
+    :meth:`read_mask` decode the whole file (which also finds damage before the work and not after hours): once, and a
+    mask of few values once more, to tell whether they are labels.
 
     Raises FileError: no file, no TIFF (only TIFF can be read by windows), damaged or truncated, several pages of one
     size, an orientation other than upright, colours or samples that are not read, or a tile or strip of more than
@@ -110,11 +110,7 @@ class Slide:
         Raises FileError: a tile or strip is damaged.
         Raises InputError: as `refine.io.read_mask` and `refine.prepare.as_mask`: no mask, a label map, out of range.
         """
-        white = self._white
-        soft = self._values(window).astype(np.float32)
-        if white != 1:
-            soft /= np.float32(white)
-        return np.clip(soft, 0, 1, out=soft)
+        return self._meaning.unit(self._values(window))
 
     def close(self) -> None:
         """Closes the file and forgets what was decoded."""
@@ -163,7 +159,7 @@ class Slide:
         used, greys, palette = np.zeros(256, bool), np.zeros(256, np.uint8), None
         for band in self._bands():
             raster = self._raster(band)
-            used |= _histogram(raster.samples, 256) > 0
+            used[distinct(raster.samples, 255)] = True
             palette = raster.palette
         assert palette is not None
         indices = np.flatnonzero(used).astype(np.uint8)
@@ -171,24 +167,20 @@ class Slide:
         return greys
 
     @cached_property
-    def _white(self) -> int:
-        """The value of a mask that stands for 1: 1, 255 or 65535."""
-        tally = _Tally()
-        for band in self._bands():
-            tally.add(self._values(band))
-        if tally.lowest == tally.highest:
+    def _meaning(self) -> Meaning:
+        if self._page.samplesperpixel in (2, 4):
             self._check_alpha()
-        return tally.white(self._name)
+        return meaning(lambda: map(self._values, self._bands()), self._name)
 
     def _check_alpha(self) -> None:
         """Refuses a mask of one colour whose content is its alpha channel, as `refine.io.grey` does."""
-        ends = []
+        ends: list[Array] = []
         for band in self._bands():
             samples = self._raster(band).samples
-            if samples.ndim == 2 or samples.shape[2] in (1, 3):
+            ends += samples.min((0, 1)), samples.max((0, 1))
+            if samples.shape[2] == 3 or len({end[0] for end in ends}) > 1:  # inks, which become RGB; or no one colour
                 return
-            ends += [(samples[0, 0, 0], samples[..., -1].min()), (samples[0, 0, 0], samples[..., -1].max())]
-        io.grey(np.array([ends], samples.dtype), self._name)
+        io.grey(np.array([ends]), self._name)
 
     def _raster(self, window: Window) -> io.Raster:
         height, width = self.size
@@ -274,24 +266,11 @@ def _check_is_tiff(head: bytes, name: str) -> None:
 
 
 def _checked_page(tiff: Any, file: Any, name: str) -> Any:
-    """The first page: the only one of its size, upright, of samples that are read, and whole as far as offsets tell."""
-    size = os.fstat(file.fileno()).st_size
-    page = tiff.pages[0]
-    height, width = page.imagelength, page.imagewidth
-    io.check_size(width, height, name, allow_large=True)
-    others = [p for p in tiff.pages[1:] if (p.imagelength, p.imagewidth) == (height, width)]
-    pages = 1 + sum(not p.subfiletype & 5 for p in others)  # 1 and 4: an overview, an internal mask
-    if pages > 1:
-        raise FileError(f"{name}: {pages} pages of the same size; accepted is one picture; save the page you mean")
-    if page.imagedepth != 1 or page.samplesperpixel > 4:
-        raise FileError(
-            f"{name}: a TIFF with {page.samplesperpixel} samples per pixel and depth {page.imagedepth}; accepted "
-            "are one to four samples and depth 1; save the bands you mean"
-        )
-    inks = page.photometric == tifffile.PHOTOMETRIC.SEPARATED
-    if page.dtype is None or (inks and page.dtype != np.uint8):
-        given = f"{'CMYK' if inks else 'grey or RGB'} samples of {page.bitspersample} bits (format {page.sampleformat})"
-        raise FileError(f"{name}: a TIFF of {given}, which is not accepted; convert it to 8-bit or 16-bit grey or RGB")
+    """The first page, which has samples and colours that are read by windows, upright."""
+    page = io.tiff_page(tiff, file, name, allow_large=True)
+    if page.photometric == tifffile.PHOTOMETRIC.SEPARATED and page.dtype != np.uint8:
+        given = f"CMYK samples of {page.bitspersample} bits"
+        raise FileError(f"{name}: a TIFF of {given} has no windows; convert it to 8-bit or 16-bit grey or RGB")
     pixel = (1, 1) if page.samplesperpixel == 1 else (1, 1, page.samplesperpixel)
     io.tiff_colours(page, np.zeros(pixel, page.dtype), name)  # refuses colours that are not read
     orientation = page.tags.valueof(274, 1)
@@ -300,12 +279,6 @@ def _checked_page(tiff: Any, file: Any, name: str) -> Any:
             f"{name}: orientation {orientation} (tag 274), so stored turned or mirrored; windows are read only "
             "where it is 1; save it upright"
         )
-    segments = list(zip(page.dataoffsets, page.databytecounts, strict=True))
-    lost = not page.is_final and len(segments) < np.prod(page.chunked)
-    if page.is_final:
-        segments.append((page.dataoffsets[0], page.nbytes))
-    if lost or io.lost_tags(file, tiff.tiff, page) or any(offset + count > size for offset, count in segments):
-        raise FileError(f"{name}: truncated or damaged (the TIFF ends before its pixels); give a complete file")
     return page
 
 
@@ -330,120 +303,17 @@ def _opaque(samples: Array) -> Array:
     return samples[..., :-1] if samples.ndim == 3 and samples.shape[2] in (2, 4) else samples
 
 
-class _Tally:
-    """What the rule for a mask's values has to know of all of them, gathered from bands of rows from the top.
-
-    The rule is that of `refine.prepare.as_mask`. It counts pixels by value, and of these the flat ones, which equal
-    the pixel on their right and the pixel below. What is interior depends on the highest value, which is known at the
-    end, and is then a range of both histograms.
-    """
-
-    def __init__(self) -> None:
-        self._lowest: list[Any] = []  # of each band
-        self._highest: list[Any] = []
-        self._dtype = np.dtype(bool)
-        self._above: Array | None = None  # the last row, which waits for the one below
-        self._counts = self._flat = np.zeros(0, np.int64)
-
-    @property
-    def lowest(self) -> Any:
-        """The lowest value, NaN if any is."""
-        return np.min(self._lowest)
-
-    @property
-    def highest(self) -> Any:
-        return np.max(self._highest)
-
-    def add(self, rows: Array) -> None:
-        """Takes in the next rows (h, W)."""
-        self._dtype = rows.dtype
-        self._lowest.append(rows.min())
-        self._highest.append(rows.max())
-        if rows.dtype.kind not in "ui":
-            return
-        if rows.dtype not in (np.uint8, np.uint16):
-            # Values beyond are an error whatever their number; int8 knows no 255.
-            rows = np.clip(rows, 0, min(255, np.iinfo(rows.dtype).max)).astype(np.uint8)
-        if self._above is None:
-            self._counts = np.zeros(256**rows.dtype.itemsize, np.int64)
-            self._flat = np.zeros_like(self._counts)
-        else:
-            rows = np.concatenate((self._above, rows))
-        self._count(rows[:-1], rows[1:])
-        self._above = rows[-1:].copy()
-
-    def white(self, name: str) -> int:
-        """The value that stands for 1, once all rows are taken in.
-
-        Raises InputError: values or a type that are no mask's, or a label map.
-        """
-        if self._dtype.kind == "b":
-            return 1
-        if self._dtype.kind == "f":
-            return self._white_of_floats(name)
-        if self._dtype.kind not in "ui":
-            raise InputError(f"{name}: type {self._dtype}; accepted are {_VALUES}; convert it")
-        lowest, highest = int(self.lowest), int(self.highest)
-        white = 65535 if self._dtype == np.uint16 and highest > 255 else 255
-        if lowest < 0 or highest > white:
-            raise InputError(
-                f"{name}: {self._dtype} values {lowest}..{highest}; accepted are {_VALUES}; if these are labels, pick "
-                "one class, as in mask == label; if it is a soft mask, pass it as floats (mask divided by its full "
-                "scale)"
-            )
-        if highest <= 1:
-            return 1
-        labels = self._labels(highest, white)
-        if labels is not None:
-            raise InputError(
-                f"{name}: a label map (values {labels}); accepted are {_VALUES}; pick one class, as in mask == label, "
-                f"or, if it is a soft mask, pass mask / {white} as floats (.npy or a float TIFF for a file)"
-            )
-        return white
-
-    def _white_of_floats(self, name: str) -> int:
-        lowest, highest = float(self.lowest), float(self.highest)
-        if not np.isfinite([lowest, highest]).all():
-            raise InputError(f"{name}: holds NaN or infinite values; floats must be finite and in [0, 1]; replace them")
-        if lowest < -_ROUNDING or highest > 1 + _ROUNDING:
-            remedy = "divide by 255" if lowest >= 0 and highest <= 255 else "apply a sigmoid if these are logits"
-            raise InputError(f"{name}: float values {lowest:g}..{highest:g}; floats must be in [0, 1]; {remedy}")
-        return 1
-
-    def _labels(self, highest: int, white: int) -> str | None:
-        """The values of a label map, None of a mask."""
-        if white == 65535 and highest < 32768:
-            return f"up to {highest} of 65535"
-        assert self._above is not None
-        self._count(self._above, self._above)  # below the last row is nothing, which does not count as different
-        self._above = None
-        seen = np.flatnonzero(self._counts)
-        between = seen[(seen > 0) & (seen < white)]
-        void = highest == 255 and len(seen) <= 32 and len(between) > 0 and between[-1] < 64
-        areas = 2 <= len(between) <= 64 and 10 * self._flat[between].sum() >= 9 * self._counts[between].sum()
-        if not (highest < 128 or void or areas):
-            return None
-        return ", ".join(str(v) for v in seen[:6].tolist()) + (f", ... {highest}" if len(seen) > 6 else "")
-
-    def _count(self, rows: Array, below: Array) -> None:
-        bins = len(self._counts)
-        step = max(1, 2**24 // rows.shape[1])  # px; OpenCV counts in float32
-        for top in range(0, len(rows), step):
-            part, under = rows[top : top + step], below[top : top + step]
-            counts = _histogram(part, bins)
-            self._counts += counts
-            if counts[1:-1].any():  # most masks have no interior
-                flat = part == under
-                flat[:, :-1] &= part[:, :-1] == part[:, 1:]
-                self._flat += _histogram(part, bins, flat)
-
-
-def _histogram(values: Array, bins: int, where: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
-    chosen = None if where is None else where.view(np.uint8)
-    return cv2.calcHist([values], [0], chosen, [bins], [0, bins]).ravel().astype(np.int64)
-
-
 # ---------------------------------------------------------------------------------------------------------- writing
+
+
+def check_mask_stream(path: PathLike) -> None:
+    """Checks that :func:`write_mask_stream` can write a file, whose folder need not exist yet.
+
+    Raises OptionError: a suffix other than .tif and .tiff.
+    Raises FileError: the file cannot be written.
+    """
+    io.check_suffix(path, (".tif", ".tiff"), "a mask larger than memory")
+    io.check_file(path)
 
 
 def write_mask_stream(
@@ -463,7 +333,7 @@ def write_mask_stream(
     Raises InputError: no pixels, or ``rows`` gives something else.
     Raises FileError: the file cannot be written; an older one is then untouched, as it is if ``rows`` raises.
     """
-    io.check_suffix(path, (".tif", ".tiff"), "a mask larger than memory")
+    check_mask_stream(path)
     one_of("compression", compression, tuple(_COMPRESSIONS))
     height, width = size
     if height < 1 or width < 1:
@@ -509,7 +379,8 @@ class Workspace:
     job, which is whatever tells it from another (input files, their sizes and times, options, weights), then a line
     for each step. A step is in it only after its data is on the disk; a line that was torn by a kill is taken off.
 
-    A new folder is made where there is none or an empty one. One process works in it at a time.
+    A new folder is made where there is none or an empty one. One process works in it at a time. Of arrays that are
+    larger than memory no more is in it than was read and written since the last step.
 
     Raises FileError: the folder holds another job's work, something else, or less than its journal says; another
     process works in it; it cannot be written to.
@@ -524,8 +395,9 @@ class Workspace:
                 raise FileError(f"{self._name}: holds files of something else; give a new folder or an empty one")
             self._journal = stack.enter_context(self._path(_JOURNAL).open("a+b", buffering=0))
             self._lock()
-            self._done = self._resume(key)
+            self._records = self._resume(key)
             stack.pop_all()
+        self._maps: WeakSet[mmap.mmap] = WeakSet()
 
     def array(self, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> "np.memmap[Any, Any]":
         """The array of a name, on disk and writable: as it was left, or new and zero.
@@ -551,24 +423,44 @@ class Workspace:
         if (array.shape, array.dtype) != (shape, dtype):
             given, wanted = f"{array.dtype} {array.shape}", f"{dtype} {shape}"
             raise FileError(f"{path}: holds {given} where {wanted} is wanted; delete the folder {self._name}")
+        self._maps.add(array._mmap)  # type: ignore[attr-defined]
         return array
 
     def done(self, step: str) -> bool:
         """Whether a step was marked, now or in a run before."""
-        return step in self._done
+        return step in self._records
 
-    def mark(self, step: str, *arrays: "np.memmap[Any, Any]") -> None:
+    def record(self, step: str) -> dict[str, float]:
+        """What was recorded with a step, now or in a run before; empty if nothing was or it is not done."""
+        return dict(self._records.get(step, {}))
+
+    def mark(self, step: str, *arrays: Any, record: Mapping[str, float] | None = None) -> None:
         """Says that a step is done, once what it wrote to ``arrays`` (of this workspace, or parts of them) is on disk.
+
+        ``record``, numbers that JSON has, is kept with it. The pages of all arrays are released.
 
         Raises FileError: that cannot be written; the step then is not done.
         """
         with self._writing():
             for array in arrays:
                 array.flush()
+            self.release()
             names = sorted({Path(str(array.filename)).stem for array in arrays})
             assert all(self._path(f"{name}.npy").exists() for name in names), names
-            self._append({"step": step, "arrays": names})
-        self._done.add(step)
+            entry = {"step": step, "arrays": names} | ({"record": dict(record)} if record else {})
+            self._append(entry)
+        self._records[step] = dict(record or {})
+
+    def release(self) -> None:
+        """Takes the arrays' pages out of this process's memory, where the system can; what they hold stays.
+
+        Pages of a file that were read or written count as memory of this process until they are released. They are
+        mapped shared, so the file has what was written to them, and they are mapped again where they are used.
+        """
+        if hasattr(mmap, "MADV_DONTNEED"):
+            for mapped in self._maps:
+                with suppress(OSError):  # of memory that is locked
+                    mapped.madvise(mmap.MADV_DONTNEED)
 
     def remove(self) -> None:
         """Deletes the arrays (.npy), the journal and, unless something else is in it, the folder.
@@ -618,8 +510,8 @@ class Workspace:
         except OSError:  # a network's file system without locks
             return
 
-    def _resume(self, key: dict[str, Any]) -> set[str]:
-        """The steps of a journal of this key, and a journal that ends with a whole line."""
+    def _resume(self, key: dict[str, Any]) -> dict[str, dict[str, float]]:
+        """The steps, with their records, of a journal of this key, and a journal that ends with a whole line."""
         self._journal.seek(0)
         data = self._journal.read()
         entries, end = _whole_lines(data)
@@ -628,7 +520,7 @@ class Workspace:
             self._clear()
             self._append(first)
             self._sync_folder()
-            return set()
+            return {}
         known = entries[0].get("key") if entries and isinstance(entries[0], dict) else None
         if not isinstance(known, dict):
             raise FileError(f"{self._name}: its journal is damaged; delete the folder or give another one")
@@ -642,7 +534,7 @@ class Workspace:
             if not self._path(f"{name}.npy").exists():
                 raise FileError(f"{self._name}: {name}.npy is missing, of which steps are done; delete the folder")
         self._journal.truncate(end)
-        return {entry["step"] for entry in entries[1:]}
+        return {entry["step"]: entry.get("record", {}) for entry in entries[1:]}
 
     def _append(self, entry: dict[str, Any]) -> None:
         line = _line(entry)

@@ -115,7 +115,7 @@ def measured(monkeypatch, folder: Path, case: Case, *answers: np.ndarray, repeat
         return answers[min(len(asked) - 2, len(answers) - 1)], {}  # the first call is the warm-up
 
     for name in ("_reference", "_refiner"):
-        monkeypatch.setattr(worker, name, lambda task: refine)
+        monkeypatch.setattr(worker, name, lambda *task: (refine, 7))
     return worker.measure(Task(case, str(folder), None, threads=1, repeats=repeats)), len(asked)
 
 
@@ -162,6 +162,12 @@ class TestWorker:
         flat = np.full(SHAPE, 0.7, np.float32)
         assert "nothing can be checked" in measured(monkeypatch, folder, REFERENCED, flat)[0].fault
 
+    def test_more_memory_than_is_allowed_does_not_count(self, monkeypatch, folder):
+        capped = Case("crm-s", "bfloat16", "default in 2GiB", SIZE)
+        assert not measured(monkeypatch, folder, capped, spread())[0].fault
+        monkeypatch.setattr(worker, "peak_resident", lambda: worker.resident() + 3 * 2**30)
+        assert "MB, 2147 MB are allowed" in measured(monkeypatch, folder, capped, spread())[0].fault
+
     @pytest.mark.parametrize(("enough", "calls"), [(np.inf, 3), (1e-12, 1)])
     def test_calls_are_repeated_until_they_took_enough_time(self, monkeypatch, folder, enough, calls):
         monkeypatch.setattr(worker, "ENOUGH", enough)
@@ -181,11 +187,11 @@ def test_shares_are_of_all_scales():
         {"pixels_decoded": 10, "pixels_kept": 0, "encoded": 1.0, "size": [1, 10]},
         {"pixels_decoded": 15, "pixels_kept": 75, "encoded": 0.5, "size": [3, 30]},
     ]
-    figures = Run([2.0, 1.0, 4.0], before=100, peak=350, report={"scales": scales}).as_dict()
+    figures = Run([2.0, 1.0, 4.0], before=100, peak=350, planned=300, report={"scales": scales}).as_dict()
     assert figures["decoded"] == 25 / 100
     assert figures["encoded"] == 55 / 100
     assert figures["seconds"] == {"median": 2.0, "min": 1.0, "max": 4.0, "each": [2.0, 1.0, 4.0]}
-    assert figures["memory"] == {"before": 100, "peak": 350, "over": 250}
+    assert figures["memory"] == {"before": 100, "peak": 350, "over": 250, "planned": 300}
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere a peak counts from the parent's and stays")
@@ -213,7 +219,7 @@ class TestCases:
         cases = [case for block in blocks for case in block.at(block.megapixels)]
         assert len(set(cases)) == len(cases)
         for case in cases:
-            assert case.policy in (["published"] if case.model == REFERENCE else worker.POLICIES)
+            assert case.policy in (["published"] if case.model == REFERENCE else worker.POLICIES | worker.CAPPED)
             if case.twin in cases:
                 assert cases.index(case.twin) <= cases.index(case)
 
@@ -226,10 +232,10 @@ class TestCases:
     def test_the_whole_suite_has_every_policy_of_every_model_and_all_sizes(self):
         cases = suite.chosen(suite.WHOLE)
         policies = {(case.model, case.policy) for case in cases}
-        assert {("crm-s", policy) for policy in worker.POLICIES} <= policies
+        assert {("crm-s", policy) for policy in worker.POLICIES | worker.CAPPED} <= policies
         assert {("crm-r50", policy) for policy in worker.POLICIES if policy != "default"} <= policies
         default = [case.megapixels for case in cases if str(case).startswith("crm-s bfloat16 default")]
-        assert default == [1, 2, 4, 8, 16, 24]
+        assert default == [1, 2, 4, 8, 16, 24, 24]  # the last within 2 GiB
 
     def test_the_reference_runs_with_whatever_must_equal_it(self):
         cases = suite.chosen(suite.WHOLE, words=["crm-r50", "float32", "dense"])
@@ -276,6 +282,7 @@ def test_a_small_run_writes_results_that_can_be_read_and_compared(tmp_path, caps
         assert not case["fault"]
         assert 0 < case["seconds"]["median"] < np.inf
         assert 0 < case["memory"]["before"] < case["memory"]["peak"]
+        assert case["memory"]["planned"] > 2**28
         assert 0 < case["decoded"] <= 1
         assert 0 < case["encoded"] <= 1
     assert found["cases"][1]["options"]["first_pass"] == "near"

@@ -45,6 +45,30 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
     return run
 
 
+Fake = Callable[..., types.ModuleType]
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
+    """Puts a module with the given members in a module's place."""
+
+    def fake(name: str, **members: Any) -> types.ModuleType:
+        module = types.ModuleType(name)
+        vars(module).update(members)
+        monkeypatch.setitem(sys.modules, name, module)
+        return module
+
+    return fake
+
+
+def assert_refused(outcome: Outcome, code: int, *told: str) -> None:
+    """Nothing on stdout, and one line on stderr that tells all of `told`."""
+    assert (outcome.code, outcome.out) == (code, "")
+    assert outcome.err.count("\n") == 1
+    for text in told:
+        assert text in outcome.err
+
+
 def picture(path: str, colour: int = 200) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (6, 4), (colour, 0, 0)).save(path)
@@ -53,6 +77,11 @@ def picture(path: str, colour: int = 200) -> None:
 def coarse(path: str) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.full((4, 6), 255, np.uint8)).save(path)
+
+
+def picture_and_mask() -> None:
+    picture("cat.png")
+    coarse("masks/coarse.png")
 
 
 def pairs(*names: str) -> None:
@@ -136,11 +165,6 @@ def test_an_image_and_a_mask_give_the_refined_mask_beside_the_mask(run: Run, eng
     assert np.array_equal(opened("masks/cat_mask.png") > 0, np.eye(4, 6, dtype=bool))
 
 
-def picture_and_mask() -> None:
-    picture("cat.png")
-    coarse("masks/coarse.png")
-
-
 def test_the_output_can_be_named_and_its_folder_is_made(run: Run, engine: Engine) -> None:
     picture_and_mask()
     assert run("cat.png", "masks/coarse.png", "-o", "new/fine.png").code == 0
@@ -193,11 +217,7 @@ def test_an_output_that_is_an_input_is_refused_before_anything_is_touched(run: R
 def test_a_missing_file_is_one_line_and_exit_code_1(run: Run, engine: Engine, missing: str) -> None:
     picture_and_mask()
     Path(missing).unlink()
-    outcome = run("cat.png", "masks/coarse.png")
-    assert (outcome.code, outcome.out) == (1, "")
-    assert "no such file" in outcome.err
-    assert missing in outcome.err
-    assert outcome.err.count("\n") == 1
+    assert_refused(run("cat.png", "masks/coarse.png"), 1, "no such file", missing)
     assert engine.made == []
 
 
@@ -214,9 +234,8 @@ def test_an_unreadable_picture_is_one_line_and_exit_code_1(run: Run, engine: Eng
     picture_and_mask()
     Path("cat.png").write_bytes(b"no picture")
     outcome = run("cat.png", "masks/coarse.png")
-    assert outcome.code == 1
+    assert_refused(outcome, 1)
     assert outcome.err.startswith("error: ")
-    assert outcome.err.count("\n") == 1
 
 
 def test_a_fault_of_ours_keeps_its_traceback(run: Run, engine: Engine) -> None:
@@ -287,10 +306,7 @@ def test_a_refused_option_or_weights_file_ends_at_once_with_exit_code_2(
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(run: Run, engine: Engine, words: list[str], told: str) -> None:
     picture("cat.png")
-    outcome = run(*words)
-    assert (outcome.code, outcome.out) == (2, "")
-    assert told in outcome.err
-    assert outcome.err.count("\n") == 1
+    assert_refused(run(*words), 2, told)
 
 
 @pytest.mark.parametrize(
@@ -307,10 +323,7 @@ def test_wrong_usage_is_one_line_and_exit_code_2(run: Run, engine: Engine, words
     ],
 )
 def test_an_empty_word_is_wrong_usage(run: Run, engine: Engine, words: list[str], told: str) -> None:
-    outcome = run(*words)
-    assert (outcome.code, outcome.out) == (2, "")
-    assert told in outcome.err
-    assert outcome.err.count("\n") == 1
+    assert_refused(run(*words), 2, told)
     assert engine.made == []
 
 
@@ -319,12 +332,8 @@ def test_a_place_that_cannot_be_written_to_is_told_before_the_weights(run: Run, 
     picture_and_mask()
     pairs("a")
     Path("file").write_text("")
-    outcomes = [run("cat.png", "masks/coarse.png", option, "file/x.png")]
-    outcomes.append(run("i", "m", "-o", "out", option, "file/out"))
-    for outcome in outcomes:
-        assert (outcome.code, outcome.out) == (1, "")
-        assert "is a file; give a folder" in outcome.err
-        assert outcome.err.count("\n") == 1
+    for words in (("cat.png", "masks/coarse.png", option, "file/x.png"), ("i", "m", "-o", "out", option, "file/out")):
+        assert_refused(run(*words), 1, "is a file; give a folder")
     assert engine.made == []
     assert not Path("out").exists()
 
@@ -509,18 +518,12 @@ def test_json_tells_a_missing_file_too(run: Run, engine: Engine) -> None:
 
 
 @pytest.fixture
-def info(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+def info(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Replaces what `info` prints by a note that it was called."""
     called: list[bool] = []
-    modules = {
-        "refine.checkpoint": {"weights_dir": lambda: Path("w")},
-        "refine.devices": {"resolve_device": lambda name: "cpu", "resolve_dtype": lambda name, device: "torch.float32"},
-        "refine.models": {"PRESETS": {"crm-s": None}},
-    }
-    for name, members in modules.items():
-        fake = types.ModuleType(name)
-        vars(fake).update(members)
-        monkeypatch.setitem(sys.modules, name, fake)
+    fake("refine.checkpoint", weights_dir=lambda: Path("w"))
+    fake("refine.devices", resolve_device=lambda name: "cpu", resolve_dtype=lambda name, device: "torch.float32")
+    fake("refine.models", PRESETS={"crm-s": None})
     monkeypatch.setattr("refine.cli._print_table", lambda facts, as_json: called.append(as_json))
     return called
 
@@ -628,19 +631,14 @@ class Entry:
 
 
 @pytest.fixture
-def checkpoint(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+def checkpoint(fake: Fake) -> types.ModuleType:
     def import_published(source: Path, destination: Path, model: str = "crm-r50") -> None:
         if not source.exists():
             raise WeightsError(f"no such file: {source}")
         destination.write_text(f"{model} from {source}")
 
-    fake = types.ModuleType("refine.checkpoint")
-    vars(fake).update(manifest=lambda: [Entry()], weights_dir=lambda: Path("w"))
-    monkeypatch.setitem(sys.modules, "refine.checkpoint", fake)
-    loading = types.ModuleType("refine.loading")
-    vars(loading).update(import_published=import_published)
-    monkeypatch.setitem(sys.modules, "refine.loading", loading)
-    return fake
+    fake("refine.loading", import_published=import_published)
+    return fake("refine.checkpoint", manifest=lambda: [Entry()], weights_dir=lambda: Path("w"))
 
 
 def test_weights_list_is_a_table(run: Run, checkpoint: types.ModuleType) -> None:
@@ -678,13 +676,11 @@ def test_wrong_usage_of_a_command_is_exit_code_2(run: Run, words: list[str]) -> 
     assert run(*words).code == 2
 
 
-def test_demo_prints_its_figures(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_prints_its_figures(run: Run, fake: Fake) -> None:
     def run_demo(out: Path, **options: Any) -> dict[str, Any]:
         return {"out": out, "seconds": 1.23456, **options}
 
-    fake = types.ModuleType("refine.demo")
-    vars(fake).update(run_demo=run_demo)
-    monkeypatch.setitem(sys.modules, "refine.demo", fake)
+    fake("refine.demo", run_demo=run_demo)
     assert "seconds  1.235\n" in run("demo", "--out", "d").out
     figures = json.loads(run("demo", "--json", "--seed", "3", "--dtype", "float32").out)
     assert figures == {
@@ -708,29 +704,11 @@ def test_an_interrupt_anywhere_is_exit_code_130_and_one_line(
     assert (outcome.code, outcome.err) == (130, "interrupted\n")
 
 
-def test_evaluate_passes_its_options_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluate_passes_its_options_on(run: Run, fake: Fake) -> None:
     seen: dict[str, Any] = {}
-    fake = types.ModuleType("refine.evaluation")
-    vars(fake).update(evaluate_command=lambda data, **options: seen.update(data=data, **options))
-    monkeypatch.setitem(sys.modules, "refine.evaluation", fake)
-    assert (
-        run(
-            "evaluate",
-            "a",
-            "b",
-            "--limit",
-            "2",
-            "--tile",
-            "64",
-            "--coarse-decode",
-            "full",
-            "-o",
-            "out",
-            "--device",
-            "cpu",
-        ).code
-        == 0
-    )
+    fake("refine.evaluation", evaluate_command=lambda data, **options: seen.update(data=data, **options))
+    words = "evaluate a b --limit 2 --tile 64 --coarse-decode full -o out --device cpu"
+    assert run(*words.split()).code == 0
     assert seen == {
         "data": [Path("a"), Path("b")],
         "model": "crm-s",
@@ -794,9 +772,8 @@ def test_an_empty_mask_is_returned_with_a_warning(run: Run) -> None:
 def test_a_mask_that_does_not_fit_is_one_line_and_nothing_is_written(run: Run, mask: str) -> None:
     scene()
     outcome = run("disc.png", mask, "-o", "fine.png")
-    assert (outcome.code, outcome.out) == (1, "")
+    assert_refused(outcome, 1)
     assert outcome.err.startswith("error: ")
-    assert outcome.err.count("\n") == 1
     assert not Path("fine.png").exists()
 
 
@@ -813,10 +790,7 @@ def test_a_mask_that_does_not_fit_is_one_line_and_nothing_is_written(run: Run, m
 )
 def test_an_impossible_option_is_told_with_the_known_ones(run: Run, option: str, value: str, known: str) -> None:
     scene()
-    outcome = run("disc.png", "coarse.png", "-o", "fine.png", option, value)
-    assert (outcome.code, outcome.out) == (2, "")
-    assert known in outcome.err
-    assert outcome.err.count("\n") == 1
+    assert_refused(run("disc.png", "coarse.png", "-o", "fine.png", option, value), 2, known)
 
 
 @pytest.mark.usefixtures("real")
@@ -902,12 +876,11 @@ def test_a_file_is_refined_as_the_picture_that_it_displays(
 
 
 def test_a_stride_alone_asks_for_strided_decoding(run, engine):
-    picture("cat.png")
-    coarse("coarse.png")
-    run("cat.png", "coarse.png", "--stride", "4")
-    run("cat.png", "coarse.png", "--first-pass", "everywhere")
-    run("cat.png", "coarse.png", "--decode", "contour", "--band", "9")
-    run("cat.png", "coarse.png", "--decode", "bbox", "--padding", "5", "--max-memory", "2GiB")
+    picture_and_mask()
+    run("cat.png", "masks/coarse.png", "--stride", "4")
+    run("cat.png", "masks/coarse.png", "--first-pass", "everywhere")
+    run("cat.png", "masks/coarse.png", "--decode", "contour", "--band", "9")
+    run("cat.png", "masks/coarse.png", "--decode", "bbox", "--padding", "5", "--max-memory", "2GiB")
     assert engine.made == [
         {"decode": "strided", "stride": 4},
         {"decode": "strided", "first_pass": "everywhere"},
@@ -928,11 +901,8 @@ def test_a_stride_alone_asks_for_strided_decoding(run, engine):
     ],
 )
 def test_an_option_of_another_policy_is_wrong_usage(run, words, told):
-    picture("cat.png")
-    coarse("coarse.png")
-    outcome = run("cat.png", "coarse.png", *words)
-    assert outcome.code == 2
-    assert told in outcome.err
+    picture_and_mask()
+    assert_refused(run("cat.png", "masks/coarse.png", *words), 2, told)
 
 
 def test_the_help_tells_decode_stride_from_crop_stride(run):
@@ -940,17 +910,17 @@ def test_the_help_tells_decode_stride_from_crop_stride(run):
 
 
 def test_a_dry_run_prints_the_plan_and_does_nothing(run):
-    picture("cat.png")
-    coarse("coarse.png")
-    outcome = run("cat.png", "coarse.png", "-o", "fine.png", "--dry-run", "--max-memory", "2GiB", "--device", "cpu")
+    picture_and_mask()
+    words = ("cat.png", "masks/coarse.png", "--dry-run", "--device", "cpu")
+    outcome = run(*words, "-o", "fine.png", "--max-memory", "2GiB")
     assert outcome.code == 0, outcome.err
     assert "4 x 6 (H x W), in memory" in outcome.out
     assert "at most 2.00 GiB" in outcome.out
     assert not Path("fine.png").exists()
-    found = json.loads(run("cat.png", "coarse.png", "--dry-run", "--json", "--device", "cpu").out)
+    found = json.loads(run(*words, "--json").out)
     assert found["status"] == "planned"
     assert found["plan"]["size"] == [4, 6]
-    too_little = run("cat.png", "coarse.png", "--dry-run", "--max-memory", "1MB", "--device", "cpu")
+    too_little = run(*words, "--max-memory", "1MB")
     assert too_little.code == 1
     assert "are needed" in too_little.err
 

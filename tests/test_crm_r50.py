@@ -1,5 +1,3 @@
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -8,7 +6,7 @@ import torch.nn.functional as F
 from benchmarks import fixtures
 from benchmarks.reference import PADDING, SCALES, ReferenceCRM, centres, nearest, normalised
 from refine import checkpoint
-from refine.blocks import FINE, Area, Batch, Blocks
+from refine.blocks import Blocks
 from refine.coords import SHIFTS, axis_tables, corner_aligned
 from refine.errors import WeightsError
 from refine.models.crm_r50 import CRMResNet50
@@ -136,87 +134,6 @@ def test_encoder_tiles_with_a_halo_equal_the_whole(folded, size):
             origin = (area.top // folded.stride, area.left // folded.stride)
             tiled = folded.fuse(taps, sizes=sizes, origin=origin, window=window)
             assert (tiled - whole[(..., *window.slices)]).abs().max() <= 1e-5
-
-
-def error_in(found: Blocks, latent: torch.Tensor, needed: np.ndarray, origin: tuple[int, int] = (0, 0)) -> float:
-    """The largest error in the needed squares, relative to the latent's range; both begin at cell ``origin``."""
-    cells = torch.from_numpy(needed).repeat_interleave(FINE // 2, 0).repeat_interleave(FINE // 2, 1)
-    y, x = cells[: found.size[0], : found.size[1]].nonzero().T
-    return float((found.at(y, x) - latent[0, :, y + origin[0], x + origin[1]].T).abs().max() / latent.abs().max())
-
-
-@pytest.mark.parametrize("size", [(1, 1), (1, 70), (65, 66), (75, 118)])
-def test_an_areas_latent_is_that_of_the_whole(folded, size):
-    x = torch.randn(1, 4, *size)
-    rng = np.random.default_rng(0)
-    shape = tuple(-(-n // FINE) for n in size)
-    maps = [rng.random(shape) < share for share in (0.05, 2)]
-    for at in ((0, 0), (-1, -1), (shape[0] // 2, shape[1] // 2)):
-        maps.append(np.zeros(shape, bool))
-        maps[-1][at] = True
-    with torch.inference_mode():
-        latent = folded.fuse(folded.encode(x))
-        for needed in maps:
-            if needed.any():
-                assert error_in(folded.encode_area(x, needed), latent, needed) <= 1e-5
-
-
-def poison_what_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes cells inside the picture that were not computed so large that no reader of them stays unnoticed."""
-    gather = Batch.gather
-
-    def poisoned(self: Batch, source: Blocks, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        out, (height, width) = gather(self, source, y, x), source.size
-        inside = ((y >= 0) & (y < height))[:, :, None] & ((x >= 0) & (x < width))[:, None, :]
-        missing = inside & (source.rows(y[:, :, None], x[:, None, :]) == len(source.values) - 1)
-        return out + 1e4 * missing[:, None]
-
-    monkeypatch.setattr(Batch, "gather", poisoned)
-
-
-@pytest.mark.parametrize("size", [(16, 544), (521, 9)])
-@pytest.mark.parametrize("square", [31, 32, 33, 40])
-def test_no_stage_reads_what_the_one_before_it_did_not_compute(folded, monkeypatch, size, square):
-    x = torch.randn(1, 4, *size)
-    needed = np.zeros([-(-n // FINE) for n in size], bool)
-    needed[(0, square) if size[0] < size[1] else (square, 0)] = True
-    with torch.inference_mode():
-        latent = folded.fuse(folded.encode(x))
-        poison_what_does_not_exist(monkeypatch)
-        assert error_in(folded.encode_area(x, needed), latent, needed) <= 1e-5
-
-
-@pytest.mark.parametrize("size", [(501, 37), (38, 502)])
-def test_an_areas_latent_in_a_window_lies_on_the_whole_pictures_grid(folded, size):
-    x = torch.randn(1, 4, *size)
-    sizes = folded.tap_sizes(*size)
-    with torch.inference_mode():
-        latent = folded.fuse(folded.encode(x))
-        for core in cover(*size, 120, folded.window):
-            area = core.grown(folded.halo, *size)
-            shape = (-(-area.height // FINE), -(-area.width // FINE))
-            inner = core.moved(-area.top, -area.left)
-            needed = np.zeros(shape, bool)
-            needed[inner.top // FINE, inner.left // FINE] = True
-            needed[(inner.bottom - 1) // FINE, (inner.right - 1) // FINE] = True
-            origin = (area.top // 2, area.left // 2)
-            found = folded.encode_area(x[(..., *area.slices)], needed, sizes=sizes, origin=origin)
-            assert error_in(found, latent, needed, origin) <= 1e-5
-
-
-def test_one_needed_square_is_a_small_part_of_the_work(folded, monkeypatch):
-    stages: list[Blocks] = []
-    compute = Area.compute
-    monkeypatch.setattr(Area, "compute", lambda *a, **k: stages.append(compute(*a, **k)) or stages[-1])
-    needed = np.zeros((80, 80), bool)
-    needed[40, 38] = True
-    with torch.inference_mode():
-        found = folded.encode_area(torch.zeros(1, 4, 640, 640), needed)
-    assert stages[-1] is found
-    assert int((found.slots >= 0).sum()) == 1
-    shares = [stage.computed / math.prod(stage.size) for stage in stages]
-    assert shares[-1] < 0.003
-    assert max(shares) < 0.4
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (64, 97)])

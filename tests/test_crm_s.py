@@ -1,17 +1,16 @@
 import math
 
-import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from refine.blocks import FINE, Area, Batch, Blocks
+from refine.blocks import Blocks
 from refine.coords import LerpAxis
 from refine.errors import OptionError
 from refine.models import PRESETS, build
 from refine.models.crm_s import MASK_LOGIT_LIMIT, TRUNKS, CRMSmall, mask_logit
 from refine.models.layers import ConvNorm
-from refine.tiles import Window, cover
+from refine.tiles import Window
 
 CHOICES = [{}, {"trunk": "dense"}, {"decoder": "ensemble"}]
 
@@ -159,99 +158,6 @@ def test_the_ensemble_is_the_mean_of_the_four_cells_answers_by_area():
                     answer = d.last(d.hidden(first.relu()).relu())[0]
                     expected = expected + answer * (1 - abs(y - cy)) * (1 - abs(x - cx))
             torch.testing.assert_close(found[0, 0, i, j], expected, atol=1e-5, rtol=1e-5)
-
-
-@pytest.fixture(scope="module", params=TRUNKS)
-def folded(request) -> CRMSmall:
-    """With statistics that are not the identity and biases that are not zero, so that a wrong border shows."""
-    torch.manual_seed(3)
-    network = CRMSmall(trunk=request.param)
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.normal_(module.bias, 0, 0.3)
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 1.5)
-    return network.folded()
-
-
-def borders_and_middle(size: tuple[int, int], seed: int) -> list[np.ndarray]:
-    """Maps of needed squares: one at a corner, at a border or inside, few, all."""
-    rng = np.random.default_rng(seed)
-    shape = tuple(-(-n // FINE) for n in size)
-    maps = [rng.random(shape) < share for share in (0.03, 0.4, 2)]
-    for at in ((0, 0), (-1, -1), (shape[0] // 2, -1), (shape[0] // 2, shape[1] // 2)):
-        maps.append(np.zeros(shape, bool))
-        maps[-1][at] = True
-    return [needed for needed in maps if needed.any()]
-
-
-def error_in(found: Blocks, latent: torch.Tensor, needed: np.ndarray) -> float:
-    """The largest error in the needed squares, relative to the latent's range."""
-    cells = torch.from_numpy(needed).repeat_interleave(FINE // 2, 0).repeat_interleave(FINE // 2, 1)
-    y, x = cells[: latent.shape[2], : latent.shape[3]].nonzero().T
-    return float((found.at(y, x) - latent[0, :, y, x].T).abs().max() / latent.abs().max())
-
-
-@pytest.mark.parametrize("size", [(1, 1), (1, 70), (40, 33), (97, 64)])
-def test_an_areas_latent_is_that_of_the_whole(folded, size):
-    x = torch.rand(1, 4, *size)
-    with torch.inference_mode():
-        (latent,) = folded.encode(x)
-        for needed in borders_and_middle(size, 0):
-            assert error_in(folded.encode_area(x, needed), latent, needed) <= 1e-5
-
-
-def poison_what_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes cells inside the picture that were not computed so large that no reader of them stays unnoticed."""
-    gather = Batch.gather
-
-    def poisoned(self: Batch, source: Blocks, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        out, (height, width) = gather(self, source, y, x), source.size
-        inside = ((y >= 0) & (y < height))[:, :, None] & ((x >= 0) & (x < width))[:, None, :]
-        missing = inside & (source.rows(y[:, :, None], x[:, None, :]) == len(source.values) - 1)
-        return out + 1e4 * missing[:, None]
-
-    monkeypatch.setattr(Batch, "gather", poisoned)
-
-
-@pytest.mark.parametrize("square", [3, 4, 8, 11, 12, 15])
-def test_no_stage_reads_what_the_one_before_it_did_not_compute(folded, monkeypatch, square):
-    x = torch.rand(1, 4, 160, 192)
-    needed = np.zeros((20, 24), bool)
-    needed[square, square] = True
-    with torch.inference_mode():
-        (latent,) = folded.encode(x)
-        poison_what_does_not_exist(monkeypatch)
-        assert error_in(folded.encode_area(x, needed), latent, needed) <= 1e-5
-
-
-def test_an_areas_latent_needs_the_halo_around_it_alone(folded):
-    size = (40, 1301)
-    x = torch.rand(1, 4, *size)
-    with torch.inference_mode():
-        (latent,) = folded.encode(x)
-        for core in cover(*size, 320, folded.window):
-            area = core.grown(folded.halo, *size)
-            needed = np.zeros((-(-area.height // FINE), -(-area.width // FINE)), bool)
-            first = (core.left - area.left) // FINE
-            needed[0, first] = needed[-1, first + (core.width - 1) // FINE] = True
-            origin = (area.top // 2, area.left // 2)
-            found = folded.encode_area(x[(..., *area.slices)], needed, sizes=folded.tap_sizes(*size), origin=origin)
-            part = latent[:, :, origin[0] :, origin[1] : origin[1] + -(-area.width // 2)]
-            assert error_in(found, part, needed) <= 1e-5
-
-
-def test_one_needed_square_is_a_small_part_of_the_work(folded, monkeypatch):
-    stages: list[Blocks] = []
-    compute = Area.compute
-    monkeypatch.setattr(Area, "compute", lambda *a, **k: stages.append(compute(*a, **k)) or stages[-1])
-    needed = np.zeros((64, 64), bool)
-    needed[32, 31] = True
-    with torch.inference_mode():
-        found = folded.encode_area(torch.zeros(1, 4, 512, 512), needed)
-    assert stages[-1] is found
-    assert int((found.slots >= 0).sum()) == 1
-    assert max(stage.computed / math.prod(stage.size) for stage in stages) < 0.07  # four blocks of 64 px
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (64, 97)])

@@ -70,9 +70,15 @@ def progress(done, tiles):
     if done == int(last):
         os.kill(os.getpid(), signal.SIGKILL)
 
+def counted(*arguments, original=refine.Refiner._decode):
+    global refined
+    refined += 1
+    return original(*arguments)
+
+refined, refine.Refiner._decode = 0, counted
 refiner = refine.Refiner(device="cpu", dtype="float32")
 report = refiner.refine_file(image, mask, out, tile=256, decode="contour", progress=progress)
-print("encoded", sum(s.encode_seconds > 0 for s in report.scales))
+print("refined", refined, *(s.pixels_decoded for s in report.scales))
 """
 
 
@@ -91,8 +97,11 @@ def test_a_killed_run_goes_on_where_it_was(refiner, files, tmp_path):
     assert (tmp_path / "out.tif.work").is_dir()
     again = run(-1)
     assert again.returncode == 0, again.stderr
-    assert again.stdout.split()[-2:] == ["encoded", "1"]  # of three scales, the first two were done
-    np.testing.assert_array_equal(stored(out), refiner.refine(*files, decode="contour").mask)
+    *_, (_, tiles), (_, refined, *decoded) = (line.split() for line in again.stdout.splitlines())
+    assert int(refined) == int(tiles) - 7
+    whole = refiner.refine(*files, decode="contour", tile=256)
+    assert list(map(int, decoded)) == [s.pixels_decoded for s in whole.report.scales]
+    np.testing.assert_array_equal(stored(out), whole.mask)
     assert not (tmp_path / "out.tif.work").exists()
 
 

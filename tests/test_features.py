@@ -136,7 +136,7 @@ def test_a_query_in_a_large_picture_reads_a_part_of_it(model, monkeypatch):
     view = viewed(model, (1400, 1500), 1)
     read: list[Window] = []
     original = View.input
-    monkeypatch.setattr(View, "input", lambda self, window: read.append(window) or original(self, window))
+    monkeypatch.setattr(View, "input", lambda self, window, *a: read.append(window) or original(self, window, *a))
     wanted = np.zeros((200, 200), bool)
     wanted[100, 100] = True
     with torch.inference_mode():

@@ -79,6 +79,10 @@ def test_an_area_input_is_the_mean_of_the_pixels_a_sample_covers():
     np.testing.assert_allclose(x[0, 3].numpy(), masks, atol=1e-6)
 
 
+def guide_in(view: View, window: Window):
+    return view.guide(window, view.before.read(window))
+
+
 def points_of(grid: tuple[int, int]) -> np.ndarray:
     return np.argwhere(np.ones(grid, bool))
 
@@ -91,21 +95,32 @@ def test_a_window_of_the_input_and_of_the_guide_is_that_of_the_whole(cascade, si
     x = view.input(window_of(view.size))
     assert x.shape == (1, 4, *view.size)
     assert x.dtype == torch.float32
-    guide = view.guide(window_of(view.grid))(points_of(view.grid)).reshape(*view.grid, 4)
+    guide = guide_in(view, window_of(view.grid))(points_of(view.grid)).reshape(*view.grid, 4)
     for full in (view.size, view.grid):
         for top, left in ((0, 0), (full[0] // 2, full[1] // 3), (full[0] - 1, full[1] - 1)):
             part = Window(top, min(top + 9, full[0]), left, min(left + 8, full[1]))
             if full == view.size:
                 assert torch.equal(view.input(part), x[(..., *part.slices)])
             else:
-                found = view.guide(part)(points_of((part.height, part.width)))
+                found = guide_in(view, part)(points_of((part.height, part.width)))
                 assert torch.equal(found, guide[part.slices].reshape(-1, 4))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (40, 61), (64, 32)])
+def test_the_input_is_continued_to_a_multiple_by_its_last_pixels(monkeypatch, size):
+    view = viewed(framed(*size, AREA), size, size)
+    x = view.input(window_of(size))
+    rows, columns = (np.minimum(np.arange(-(-n // 32) * 32), n - 1) for n in size)
+    monkeypatch.setattr("refine.frame.STRIP", 100)
+    continued = view.input(window_of(size), torch.bfloat16, 32)
+    assert continued.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(continued, x[:, :, rows][..., columns].bfloat16())
 
 
 def test_a_guide_is_the_picture_at_the_queries_and_the_inputs_mask_enlarged():
     frame = framed(40, 60, AREA)
     view = viewed(frame, (20, 30), (30, 45))
-    guide = view.guide(Window(0, 30, 0, 45))(points_of((30, 45))).reshape(30, 45, 4).permute(2, 0, 1)
+    guide = guide_in(view, Window(0, 30, 0, 45))(points_of((30, 45))).reshape(30, 45, 4).permute(2, 0, 1)
     torch.testing.assert_close(guide[:3], viewed(frame, (30, 45), (30, 45)).input(Window(0, 30, 0, 45))[0, :3])
     mask = view.input(Window(0, 20, 0, 30))[:, 3:]
     expected = F.interpolate(mask, size=(30, 45), mode="bilinear", align_corners=False)
@@ -117,7 +132,7 @@ def test_a_guide_at_the_inputs_own_samples_is_the_input_there(count):
     view = viewed(framed(40, 60, AREA), (20, 30), (20, 30))
     window = Window(8, 19, 12, 30)
     points = np.random.default_rng(1).integers((0, 0), (11, 18), (count, 2))
-    found = view.guide(window)(points)
+    found = guide_in(view, window)(points)
     assert found.shape == (count, 4)
     assert torch.equal(found, view.input(window)[0, :, points[:, 0], points[:, 1]].T)
 
@@ -187,7 +202,7 @@ def test_arrays_that_must_not_be_written_are_read():
     frame = Frame(Held(image), Held(mask), AREA, CPU)
     view = viewed(frame, (8, 9), (8, 9))
     assert view.input(Window(0, 8, 0, 9))[0, 3].min() == 1
-    assert view.guide(Window(0, 8, 0, 9))(np.array([[7, 8]])).tolist() == [[0, 0, 0, 1]]
+    assert guide_in(view, Window(0, 8, 0, 9))(np.array([[7, 8]])).tolist() == [[0, 0, 0, 1]]
 
 
 @pytest.mark.parametrize("model", PRESETS)

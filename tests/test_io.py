@@ -516,13 +516,22 @@ def test_a_full_disk_is_a_file_error(tmp_path):
 
 
 def test_a_target_that_is_no_file_is_refused(tmp_path):
-    with pytest.raises(FileError, match="is a folder, and nothing is written over it"):
-        io.write_atomic(tmp_path, lambda file: None)
-    with pytest.raises(FileError, match="/dev/null: is no regular file"):
-        io.write_atomic("/dev/null", lambda file: None)
     (tmp_path / "file").touch()
-    with pytest.raises(FileError, match="cannot be written"):
-        io.write_atomic(tmp_path / "file" / "a.bin", lambda file: None)
+    for write in (io.check_file, lambda path: io.write_atomic(path, lambda file: None)):
+        with pytest.raises(FileError, match="is a folder, and nothing is written over it"):
+            write(tmp_path)
+        with pytest.raises(FileError, match="/dev/null: is no regular file"):
+            write("/dev/null")
+        with pytest.raises(FileError, match=r"cannot be written|is a file; give a folder that can be written to"):
+            write(tmp_path / "file" / "a.bin")
+
+
+def test_a_file_that_can_be_written_is_left_as_it_is(tmp_path):
+    (tmp_path / "file").write_bytes(b"old")
+    io.check_file(tmp_path / "file")
+    io.check_file(tmp_path / "new" / "newer" / "file")
+    assert (tmp_path / "file").read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_permission_bits_are_those_of_a_plain_open(tmp_path):

@@ -2,10 +2,12 @@ import inspect
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Barrier
 
 import cv2
-import numba
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,7 +15,19 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 import refine_kernels
-from refine_kernels import area_reduce, band_counts, contour_band, covered, grid_lines, reference, strided_changes
+from refine_kernels import (
+    any_in_cells,
+    area_reduce,
+    band_counts,
+    contour_band,
+    covered,
+    fill_cells,
+    grid_lines,
+    interpolate,
+    reference,
+    strided_changes,
+    threads,
+)
 
 ROOT = Path(__file__).parents[1]
 EDGES = [(1, 1), (1, 9), (9, 1), (2, 2), (7, 5)]
@@ -36,6 +50,12 @@ def picture(shape, dtype, seed=0):
     if dtype == np.uint8:
         return random.integers(0, 256, (*shape, 3), np.uint8)
     return random.random(shape, np.float32)
+
+
+def positions(length, count, seed=0):
+    """Some places between the samples of an axis, rising."""
+    low = np.sort(np.random.default_rng(seed).integers(0, length, count))
+    return low, np.minimum(low + 1, length - 1), np.random.default_rng(seed).random(count, np.float32)
 
 
 def whole_reduced(source, size):
@@ -272,6 +292,52 @@ class TestBandCounts:
             band_counts(np.ones((2, 2), bool), np.ones((2, 2), bool), radii)
 
 
+def starts(length, count, seed):
+    """Where some cells of an axis begin, the first at 0."""
+    return np.unique(np.append(np.random.default_rng(seed).integers(0, length, count), 0))
+
+
+class TestCells:
+    @few
+    @given(masks, st.integers(0, 30), st.integers(0, 9))
+    def test_the_cells_that_hold_a_pixel_are_those_of_the_plain_twin(self, mask, count, seed):
+        axes = [starts(n, count, seed + i) for i, n in enumerate(mask.shape)]
+        np.testing.assert_array_equal(any_in_cells(mask, *axes), reference.any_in_cells(mask, *axes))
+
+    @few
+    @given(sizes, st.integers(0, 30), st.integers(0, 9))
+    def test_the_filled_pixels_are_those_of_the_plain_twin(self, size, count, seed):
+        axes = [starts(n, count, seed + i) for i, n in enumerate(size)]
+        cells = np.random.default_rng(seed).random(tuple(map(len, axes))) < 0.3
+        np.testing.assert_array_equal(fill_cells(cells, *axes, size), reference.fill_cells(cells, *axes, size))
+
+    def test_a_cell_is_filled_up_to_the_first_line_of_the_next(self):
+        filled = fill_cells(np.array([[False, True], [False, False]]), np.array([0, 2]), np.array([0, 3]), (4, 6))
+        assert filled.nonzero() == pytest.approx(np.mgrid[0:3, 3:6].reshape(2, -1))
+        assert any_in_cells(filled, np.array([0, 2]), np.array([0, 3])).tolist() == [[False, True], [False, True]]
+
+
+class TestInterpolate:
+    @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+    @pytest.mark.parametrize("size", [(1, 1), (1, 9), (40, 33)])
+    def test_equals_its_plain_twin_to_the_bit(self, dtype, size):
+        source = picture(size, dtype)
+        axes = [positions(n, 2 * n + 1, n) for n in size]
+        found = interpolate(source, *axes)
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, reference.interpolate(source, *axes))
+
+    def test_a_part_is_that_of_the_whole_to_the_bit(self):
+        source, rows, columns = picture((40, 33), np.float32), positions(40, 90), positions(33, 70)
+        part = interpolate(source, tuple(t[20:51] for t in rows), tuple(t[5:9] for t in columns))
+        np.testing.assert_array_equal(part, interpolate(source, rows, columns)[20:51, 5:9])
+
+    def test_is_linear_between_samples(self):
+        ramp = np.arange(5, dtype=np.float32)[:, None] * 10 + np.arange(4, dtype=np.float32)
+        halves = np.array([1]), np.array([2]), np.array([0.5], np.float32)
+        assert interpolate(ramp, halves, halves).item() == 16.5
+
+
 def calls():
     mask, image = blobs((201, 150)), picture((201, 150), np.uint8)
     changed = blobs((26, 20), smooth=0)
@@ -280,6 +346,9 @@ def calls():
         "strided_changes": (changed, (201, 150), 8),
         "area_reduce": (image, (201, 150), (101, 74), (0, 101, 0, 74), (0, 0)),
         "band_counts": (mask, blobs((201, 150), 1), [2, 7]),
+        "any_in_cells": (mask, np.arange(0, 201, 7), np.arange(0, 150, 8)),
+        "fill_cells": (changed, np.arange(26) * 7, np.arange(20) * 7, (201, 150)),
+        "interpolate": (image, positions(201, 300), positions(150, 90)),
     }
 
 
@@ -292,7 +361,7 @@ class TestEveryKernel:
     def test_takes_any_layout_and_leaves_its_input_alone(self, name):
         arguments = calls()[name]
         expected = getattr(refine_kernels, name)(*arguments)
-        strided = [np.repeat(a, 2, 1)[:, ::2] if isinstance(a, np.ndarray) else a for a in arguments]
+        strided = [np.repeat(a, 2, -1)[..., ::2] if isinstance(a, np.ndarray) else a for a in arguments]
         for a in strided:
             if isinstance(a, np.ndarray):
                 a.flags.writeable = False
@@ -300,53 +369,84 @@ class TestEveryKernel:
         for given_array, before in zip(arguments, calls()[name], strict=True):
             np.testing.assert_array_equal(given_array, before)
 
-    @pytest.mark.parametrize("threads", [1, numba.config.NUMBA_NUM_THREADS])
-    def test_keeps_the_number_of_threads(self, name, threads):
-        before = numba.get_num_threads()
-        numba.set_num_threads(threads)
-        try:
-            getattr(refine_kernels, name)(*calls()[name])
-            assert numba.get_num_threads() == threads
-        finally:
-            numba.set_num_threads(before)
+    @pytest.mark.parametrize("count", [1, 2, 3, 50])
+    def test_gives_the_same_by_any_number_of_threads(self, name, count):
+        expected = getattr(reference, name)(*calls()[name])
+        with using(count):
+            assert np.array_equal(getattr(refine_kernels, name)(*calls()[name]), expected)
 
 
-# Threads of Python that call all kernels at once, at their own pace.
-CONCURRENT = """
-from threading import Thread
-import numba, numpy as np, refine_kernels
-from test_kernels import calls
-
-expected = {name: getattr(refine_kernels, name)(*arguments) for name, arguments in calls().items()}
-equal = []
-
-def call(names):
-    for name in names * 25:
-        equal.append(np.array_equal(getattr(refine_kernels, name)(*calls()[name]), expected[name]))
-
-names = list(expected)
-threads = [Thread(target=call, args=(names[i:] + names[:i],)) for i in range(3)]
-for thread in threads:
-    thread.start()
-for thread in threads:
-    thread.join()
-assert len(equal) == 3 * 25 * len(names) and all(equal)
-print(numba.threading_layer())
-"""
+@contextmanager
+def using(count):
+    before = threads.get_threads()
+    threads.set_threads(count)
+    try:
+        yield
+    finally:
+        threads.set_threads(before)
 
 
-@pytest.mark.parametrize("layer", ["default", "workqueue"])
-def test_threads_may_call_kernels_at_once(layer):
-    used = run(CONCURRENT, NUMBA_THREADING_LAYER=layer)
-    assert layer in ("default", used)
+class TestShare:
+    @pytest.mark.parametrize("count", [1, 2, 5])
+    @pytest.mark.parametrize("parts", [0, 1, 7, 100])
+    def test_every_part_is_done_once(self, count, parts):
+        done = []
+        with using(count):
+            threads.share(
+                lambda first, last, *given: done.extend((i, given) for i in range(first, last)), parts, 1, "x"
+            )
+        assert sorted(done) == [(i, (1, "x")) for i in range(parts)]
+
+    def test_several_threads_take_part(self):
+        both = Barrier(2)  # is passed by two threads or by none
+        with using(2):
+            threads.share(lambda first, last: both.wait(10), 2)
+
+    def test_an_error_in_a_part_is_raised(self):
+        def kernel(first, last):
+            raise ValueError(f"in {first}")
+
+        with using(2), pytest.raises(ValueError, match="in 0"):
+            threads.share(kernel, 8)
+
+    def test_a_python_thread_has_a_number_of_its_own(self):
+        with using(3), ThreadPoolExecutor(1) as pool:
+            other = pool.submit(threads.get_threads).result()
+        assert other == threads.config.NUMBA_NUM_THREADS
+
+
+def test_threads_may_call_kernels_at_once():
+    expected = {name: getattr(refine_kernels, name)(*arguments) for name, arguments in calls().items()}
+
+    def call(names):
+        return [np.array_equal(getattr(refine_kernels, n)(*calls()[n]), expected[n]) for n in names * 25]
+
+    names = list(expected)
+    with ThreadPoolExecutor(3) as pool:
+        for equal in pool.map(call, [names[i:] + names[:i] for i in range(3)]):
+            assert all(equal)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_child_may_call_kernels_after_its_parent_did():
+    run(
+        "import multiprocessing, warnings, refine_kernels\n"
+        "from test_kernels import calls, using\n"
+        "def call(): return refine_kernels.contour_band(*calls()['contour_band']).sum()\n"
+        "with using(2):\n"
+        "    before = call()\n"
+        "    warnings.simplefilter('ignore')  # Python's own, of forking beside threads\n"
+        "    with multiprocessing.get_context('fork').Pool(1) as pool:\n"
+        "        assert pool.apply_async(call).get(60) == before > 0\n"
+    )
 
 
 def test_importing_loads_no_numba_and_compiles_nothing():
     run("import sys, refine_kernels; assert not {'numba', 'cv2', 'scipy'} & set(sys.modules)")
     run(
         "from refine_kernels import counts, regions, resize\n"
-        "kernels = [regions._contour_band_kernel, regions._strided_changes_kernel, resize._area_reduce_kernel]\n"
-        "assert not any(k.signatures for k in [*kernels, counts._band_counts_kernel])"
+        "found = [k for m in (counts, regions, resize) for k in vars(m).values() if hasattr(k, 'signatures')]\n"
+        "assert len(found) > 7 and not any(k.signatures for k in found)"
     )
 
 

@@ -1,14 +1,8 @@
 """Decoding at scattered pixels: the kernel against its plain twin, and both against the networks' own decoders."""
 
-import os
-import subprocess
-import sys
-import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 import pytest
 import torch
@@ -16,7 +10,7 @@ import torch
 from refine.coords import LerpAxis, axis_tables
 from refine.models.crm_r50 import CRMResNet50
 from refine.models.crm_s import InterpolatedDecoder, mask_logit
-from refine_kernels import LOCK, queries, reference_queries
+from refine_kernels import queries, reference_queries
 from refine_kernels.queries import EnsembleTable, EnsembleWeights, InterpolatedTable, InterpolatedWeights
 
 CHANNELS = 32
@@ -275,57 +269,18 @@ def test_ensemble_decode_is_that_of_crm_r50(network, module, height, width, dtyp
 # Threads.
 
 
-@pytest.mark.parametrize("decode", DECODES)
-def test_a_call_waits_for_another_thread_s_kernel(decode):
-    _, arguments = case(decode, count=5)
-    getattr(queries, decode)(*arguments)  # compiled
-    done = threading.Event()
-
-    def call():
-        getattr(queries, decode)(*arguments)
-        done.set()
-
-    with LOCK:
-        thread = threading.Thread(target=call)
-        thread.start()
-        assert not done.wait(0.2)
-    assert done.wait(10)
-    thread.join()
-
-
-def test_the_number_of_threads_is_left_alone():
-    before = numba.get_num_threads(), torch.get_num_threads()
+def test_threads_of_torch_are_left_alone():
+    before = torch.get_num_threads()
     for decode in DECODES:
         getattr(queries, decode)(*case(decode, count=5000).arguments)
-    assert (numba.get_num_threads(), torch.get_num_threads()) == before
+    assert torch.get_num_threads() == before
 
 
-def decode_from_two_threads() -> None:
-    """For a process of its own, since Numba's threading layer is chosen once and workqueue aborts when it is shared."""
+def test_threads_may_decode_at_once():
     jobs = [(getattr(queries, d), case(d, count=20000, seed=s).arguments) for d in DECODES for s in range(2)]
     alone = [function(*arguments) for function, arguments in jobs]
-    end = time.monotonic() + 1
     with ThreadPoolExecutor(4) as pool:
-        while time.monotonic() < end:
+        for _ in range(5):
             together = [pool.submit(function, *arguments) for function, arguments in jobs]
             for future, expected in zip(together, alone, strict=True):
                 np.testing.assert_array_equal(future.result(), expected)
-    print(numba.threading_layer())
-
-
-def test_two_threads_may_decode_at_once_over_numba_s_last_resort():
-    environment = {
-        **os.environ,
-        "NUMBA_THREADING_LAYER": "workqueue",
-        "NUMBA_NUM_THREADS": "2",
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-    }
-    process = subprocess.run(
-        [sys.executable, __file__], env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert process.returncode == 0, process.stderr
-    assert process.stdout.strip() == "workqueue"
-
-
-if __name__ == "__main__":
-    decode_from_two_threads()

@@ -107,7 +107,7 @@ class TestDense:
         selection = chosen(probabilities(size), decode="dense")
         assert selection.everything
         assert selection.area.all()
-        assert not selection.rest(np.zeros(size, np.float32), np.ones(size, np.float32)).any()
+        assert not selection.rest(np.ones(size, bool)).any()
 
 
 class TestContour:
@@ -118,7 +118,7 @@ class TestContour:
         selection = chosen(before, decode="contour", band=band)
         np.testing.assert_array_equal(selection.points, near_contour(before > 0.5, band))
         np.testing.assert_array_equal(selection.area, selection.points)
-        assert not selection.rest(before, 1 - before).any()
+        assert not selection.rest(np.ones(before.shape, bool)).any()
 
     def test_of_a_mask_without_a_contour_nothing_is_decoded(self):
         assert not chosen(np.ones((20, 30), np.float32), decode="contour").area.any()
@@ -209,7 +209,7 @@ def strided(before: np.ndarray, after: np.ndarray, options: Options, *, first: b
 def decoded_by(selection: Selection, before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """What a selection decodes, and the result."""
     p = np.where(selection.points, after, before)
-    rest = selection.rest(before, p)
+    rest = selection.rest((before > 0.5) != (p > 0.5))
     assert not (rest & selection.points).any(), "a pixel is decoded once"
     return selection.points | rest, np.where(rest, after, p)
 

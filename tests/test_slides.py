@@ -19,7 +19,7 @@ from PIL import Image
 from refine import io, slides
 from refine.errors import FileError, InputError, OptionError, RefineError
 from refine.prepare import as_mask
-from refine.slides import Slide, Workspace, write_mask_stream
+from refine.slides import Slide, Workspace, check_mask_stream, write_mask_stream
 from refine.tiles import Window, cover
 
 ROOT = Path(__file__).parents[1]
@@ -188,6 +188,17 @@ def test_the_values_of_a_16_bit_picture_are_looked_at_no_further_than_needed(tmp
         assert segments == [15, 0]
 
 
+@pytest.mark.parametrize(("samples", "times"), [(noise(64, 16), 1), (noise(64, 16) % 3 * np.uint8(120), 2)])
+def test_a_mask_is_decoded_again_only_where_its_few_values_may_be_labels(tmp_path, monkeypatch, samples, times):
+    monkeypatch.setattr(slides, "_BAND", 1)
+    with Slide(
+        write_tiff(tmp_path / "a.tif", samples[..., None], rowsperstrip=16, compression="zlib"), cache=0
+    ) as mask:
+        segments = decoded(mask, monkeypatch)
+        mask.read_mask(Window(48, 64, 0, 16))
+        assert segments == [0, 1, 2, 3] * times
+
+
 def decoded(slide, monkeypatch):
     """Numbers of the segments that a slide decodes from now on."""
     numbers, decode = [], slide._decoded
@@ -307,8 +318,9 @@ def test_samples_that_are_not_read_are_named(tmp_path):
     tifffile.imwrite(tmp_path / "b.tif", noise(8, 9))
     with tifffile.TiffFile(tmp_path / "b.tif", mode="r+") as file:
         file.pages[0].tags["BitsPerSample"].overwrite(65)
-    with pytest.raises(FileError, match=r"b\.tif: a TIFF of grey or RGB samples of 65 bits"):
-        Slide(tmp_path / "b.tif")
+    for read in (Slide, io.read_image):
+        with pytest.raises(FileError, match=r"b\.tif: a TIFF of grey or RGB samples of 65 bits"):
+            read(tmp_path / "b.tif")
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -361,8 +373,9 @@ def test_a_mapped_file_is_whole_whatever_its_byte_counts_say(tmp_path):
     with tifffile.TiffFile(path, mode="r+") as file:
         file.pages[0].tags["StripByteCounts"].overwrite(10)
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(FileError, match=r"a\.tif: truncated or damaged"):
-        Slide(path)
+    for read in (Slide, io.read_mask):
+        with pytest.raises(FileError, match=r"a\.tif: truncated or damaged"):
+            read(path)
 
 
 def test_a_file_that_lists_too_few_tiles_is_damaged(tmp_path):
@@ -371,8 +384,9 @@ def test_a_file_that_lists_too_few_tiles_is_damaged(tmp_path):
         for name in ("TileOffsets", "TileByteCounts"):
             tag = file.pages[0].tags[name]
             tag.overwrite(tag.value[:5])
-    with pytest.raises(FileError, match=r"a\.tif: truncated or damaged"):
-        Slide(path)
+    for read in (Slide, io.read_mask):
+        with pytest.raises(FileError, match=r"a\.tif: truncated or damaged"):
+            read(path)
 
 
 @pytest.mark.parametrize("compression", ["zlib", "lzw", "zstd", "jpeg"])
@@ -682,6 +696,22 @@ def test_rows_of_another_shape_or_type_are_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_where_a_stream_cannot_be_written_is_told_before_the_work(tmp_path):
+    (tmp_path / "file").write_bytes(b"old")
+    (tmp_path / "folder.tif").mkdir()
+    for path, error, message in (
+        ("a.png", OptionError, r"a\.png: a mask larger than memory is written as \.tif, \.tiff"),
+        ("file/a.tif", FileError, "file' is a file; give a folder that can be written to"),
+        ("folder.tif", FileError, r"folder\.tif: is a folder, and nothing is written over it"),
+    ):
+        with pytest.raises(error, match=message) as expected:
+            check_mask_stream(tmp_path / path)
+        with pytest.raises(error, match=re.escape(str(expected.value))):
+            write_mask_stream(tmp_path / path, (20, 30), lambda top, bottom: pytest.fail("rows were asked for"))
+    check_mask_stream(tmp_path / "new" / "a.tif")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.tif"]
+
+
 # What the process had at its highest, in MB: of its own memory, as resource.getrusage begins at the parent's.
 PEAK = """
 def peak():
@@ -960,6 +990,57 @@ def test_a_kill_while_removing_leaves_nothing_that_seems_done(tmp_path, monkeypa
     work.close()
     with Workspace(tmp_path / "work", KEY) as work:
         assert not work.done("x")
+
+
+def test_a_record_is_kept_with_its_step(tmp_path):
+    def check(work):
+        assert [work.record(step) for step in "xyz"] == [{"decoded": 7, "seconds": 0.25}, {}, {}]
+        assert [work.done(step) for step in "xyz"] == [True, True, False]
+
+    with Workspace(tmp_path / "work", KEY) as work:
+        work.mark("x", work.array("p", (4,), np.uint8), record={"decoded": 7, "seconds": 0.25})
+        work.mark("y", record={"decoded": 1})
+        work.mark("y")  # as it was marked last
+        work.record("x")["decoded"] = 8  # a copy
+        check(work)
+    with Workspace(tmp_path / "work", KEY) as work:
+        check(work)
+
+
+def test_a_journal_without_records_is_gone_on_from(tmp_path):
+    (tmp_path / "refine.journal").write_text(
+        f'{{"key": {json.dumps(KEY, sort_keys=True)}}}\n{{"arrays": [], "step": "x"}}\n'
+    )
+    with Workspace(tmp_path, KEY) as work:
+        assert work.done("x")
+        assert work.record("x") == {}
+
+
+def resident():
+    """MB of this process's memory."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1000 for line in lines if line.startswith("VmRSS"))
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="resident memory is read from /proc")
+def test_pages_of_what_was_written_and_read_are_released(tmp_path):
+    with Workspace(tmp_path / "work", KEY) as work:
+        before = resident()
+        p, q = (work.array(name, (64, 2**20), np.uint8) for name in "pq")
+        p[:] = np.arange(64)[:, None]
+        assert resident() - before > 40
+        work.mark("p", p)
+        assert resident() - before < 16
+        q[:] = p
+        assert resident() - before > 80
+        work.mark("q", q[:32])  # a view of one, and both are released
+        assert resident() - before < 16
+        q[-1] = 70  # not yet on the disk
+        work.release()
+        assert (p == np.arange(64)[:, None]).all()
+        assert (q[:-1] == p[:-1]).all()
+        assert (q[-1] == 70).all()
+    assert (np.load(tmp_path / "work" / "q.npy", mmap_mode="r")[:, 5] == [*range(63), 70]).all()
 
 
 def test_a_journal_is_lines_of_json(tmp_path):

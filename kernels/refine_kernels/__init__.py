@@ -1,30 +1,42 @@
 """Fast math on plain arrays; knows nothing of refine.
 
 Each public function has a plain twin of the same name in `refine_kernels.reference`. Numba is loaded, and a kernel
-compiled, when a function is first used; compiled kernels are cached on disk.
+compiled, when a function is first used; compiled kernels are cached on disk. `refine_kernels.threads` says how many
+threads they use.
 """
 
 from importlib import import_module
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from refine_kernels.counts import band_counts
-    from refine_kernels.regions import contour_band, grid_lines, strided_changes
-    from refine_kernels.resize import area_reduce, covered
+    from refine_kernels.regions import any_in_cells, contour_band, fill_cells, grid_lines, strided_changes
+    from refine_kernels.resize import area_reduce, covered, interpolate
+    from refine_kernels.threads import set_threads
 
-__all__ = ["area_reduce", "band_counts", "contour_band", "covered", "grid_lines", "strided_changes"]
-
-# Held while a parallel kernel runs. Numba has the threading layer that the machine offers: tbb and omp bear calls from
-# two Python threads but would use twice the threads asked for, and workqueue, the last resort, aborts the process.
-LOCK = Lock()
+__all__ = [
+    "any_in_cells",
+    "area_reduce",
+    "band_counts",
+    "contour_band",
+    "covered",
+    "fill_cells",
+    "grid_lines",
+    "interpolate",
+    "set_threads",
+    "strided_changes",
+]
 
 _LAZY = {
+    "any_in_cells": "regions",
     "area_reduce": "resize",
     "band_counts": "counts",
     "contour_band": "regions",
     "covered": "resize",
+    "fill_cells": "regions",
     "grid_lines": "regions",
+    "interpolate": "resize",
+    "set_threads": "threads",
     "strided_changes": "regions",
 }
 

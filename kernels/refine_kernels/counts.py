@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 from numpy.typing import NDArray
 
-from refine_kernels import LOCK
 from refine_kernels.regions import one_class
+from refine_kernels.threads import share
 
 _SIDE = 128  # of the squares in which bands are looked for
 
@@ -25,18 +25,21 @@ def band_counts(prediction: NDArray[np.bool_], truth: NDArray[np.bool_], radii: 
     assert 0 <= min(radii) <= max(radii) <= 4000, radii  # whose squares float32 holds exactly
     squares = -(-truth.shape[0] // _SIDE)
     counts = np.zeros((squares, len(radii), 2), np.int64)
-    with LOCK:
-        _band_counts_kernel(
-            np.ascontiguousarray(prediction, np.bool_).view(np.uint8),
-            np.ascontiguousarray(truth, np.bool_).view(np.uint8),
-            np.asarray(radii, np.int64),
-            counts,
-        )
+    share(
+        _band_counts_kernel,
+        squares,
+        np.ascontiguousarray(prediction, np.bool_).view(np.uint8),
+        np.ascontiguousarray(truth, np.bool_).view(np.uint8),
+        np.asarray(radii, np.int64),
+        counts,
+    )
     return counts.sum(0)
 
 
-@njit(parallel=True, cache=True)
-def _band_counts_kernel(prediction: Any, truth: Any, radii: Any, counts: Any) -> None:
+@njit(nogil=True, cache=True)
+def _band_counts_kernel(
+    first_square: Any, last_square: Any, prediction: Any, truth: Any, radii: Any, counts: Any
+) -> None:
     # OpenCV's ellipse of radius r holds the pixels with |dx| <= round(sqrt(r^2 - dy^2)). A square root of a whole
     # number is never halfway between two, so for dx > 0 that is (dx - 1/2)^2 < r^2 - dy^2, or dx (dx - 1) + dy^2 < r^2,
     # and a pixel is in the band of every r with r^2 >= the least of
@@ -46,7 +49,7 @@ def _band_counts_kernel(prediction: Any, truth: Any, radii: Any, counts: Any) ->
     # from a set pixel, a row offers max(s, 0) of the other sign: s where its pixel is set too, 0 where it is not.
     height, width = truth.shape
     reach = radii.max()
-    for i in prange(len(counts)):
+    for i in range(first_square, last_square):
         top, bottom = i * _SIDE, min((i + 1) * _SIDE, height)
         near = np.empty((_SIDE + 2 * reach, _SIDE), np.float32)
         least, sign = np.empty(_SIDE, np.float32), np.empty(_SIDE, np.float32)

@@ -9,11 +9,10 @@ logits pass through memory.
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit, prange, types
+from numba import njit, types
 from numba.extending import overload
 from numpy.typing import NDArray
 
-from refine_kernels import LOCK
 from refine_kernels.reference_queries import (
     EnsembleTable,
     EnsembleWeights,
@@ -23,6 +22,7 @@ from refine_kernels.reference_queries import (
     InterpolatedWeights,
     Values,
 )
+from refine_kernels.threads import share
 
 __all__ = [
     "EnsembleTable",
@@ -35,7 +35,6 @@ __all__ = [
 
 _CHANNELS = 32  # of a latent and of every layer
 _LANES = 128  # evaluations of the MLP in a chunk: 16 kB before a layer and 16 kB after it stay in the nearest cache
-_PART = 1024  # points that share one thread's buffers
 _TILE = 4  # inputs and outputs of a layer that are done at once, so that their 16 weights stay in registers
 
 
@@ -75,8 +74,9 @@ def interpolated_decode(
     )
     axes = [_axis(a.low, a.high, side, a.fraction, a.phase) for a in (rows, columns)]
     out = np.empty(len(points), np.float32)
-    with LOCK:
-        _interpolated_kernel(*_latent(values, slots), side, *axes, _integers(points), _floats(guide), prepared, out)
+    chunks = -(-len(points) // _LANES)
+    latent = _latent(values, slots)
+    share(_interpolated_kernel, chunks, *latent, side, *axes, _integers(points), _floats(guide), prepared, out)
     return out
 
 
@@ -103,8 +103,8 @@ def ensemble_decode(
     )
     axes = [_axis(a.cells[0], a.cells[1], side, a.rel, a.along) for a in (rows, columns)]
     out = np.empty(len(points), np.float32)
-    with LOCK:
-        _ensemble_kernel(*_latent(values, slots), side, *axes, _integers(points), prepared, out)
+    chunks = -(-len(points) // (_LANES // 4))
+    share(_ensemble_kernel, chunks, *_latent(values, slots), side, *axes, _integers(points), prepared, out)
     return out
 
 
@@ -133,76 +133,93 @@ def _integers(x: NDArray[Any]) -> Integers:
 # one array are apart; it then has two arrays to tell apart where it would have eight rows.
 
 
-@njit(parallel=True, cache=True, fastmath={"contract"})
+@njit(nogil=True, cache=True, fastmath={"contract"})
 def _interpolated_kernel(
-    values: Any, slots: Any, side: Any, rows: Any, columns: Any, points: Any, guide: Any, weights: Any, out: Any
+    first: Any,
+    last: Any,
+    values: Any,
+    slots: Any,
+    side: Any,
+    rows: Any,
+    columns: Any,
+    points: Any,
+    guide: Any,
+    weights: Any,
+    out: Any,
 ) -> None:
-    for part in prange((len(points) + _PART - 1) // _PART):
-        z = np.empty((_LANES, _CHANNELS), np.float32)
-        x = np.empty(_CHANNELS * _LANES, np.float32)
-        h = np.empty(_CHANNELS * _LANES, np.float32)
-        for start in range(part * _PART, min((part + 1) * _PART, len(points)), _LANES):
-            for p in range(_LANES):
-                n = min(start + p, len(points) - 1)  # the last chunk is filled up with its last point
-                i, j = points[n, 0], points[n, 1]
-                v00, v01, v10, v11 = _cells(values, slots, side, rows.at[i], columns.at[j])
-                fy, fx = rows.place[i], columns.place[j]
-                gy, gx = np.float32(1) - fy, np.float32(1) - fx  # a plain 1 would make doubles of them
-                along_y, along_x = rows.terms[i], columns.terms[j]
-                zp = z[p]
+    z = np.empty((_LANES, _CHANNELS), np.float32)
+    x = np.empty(_CHANNELS * _LANES, np.float32)
+    h = np.empty(_CHANNELS * _LANES, np.float32)
+    for start in range(first * _LANES, min(last * _LANES, len(points)), _LANES):
+        for p in range(_LANES):
+            n = min(start + p, len(points) - 1)  # the last chunk is filled up with its last point
+            i, j = points[n, 0], points[n, 1]
+            v00, v01, v10, v11 = _cells(values, slots, side, rows.at[i], columns.at[j])
+            fy, fx = rows.place[i], columns.place[j]
+            gy, gx = np.float32(1) - fy, np.float32(1) - fx  # a plain 1 would make doubles of them
+            along_y, along_x = rows.terms[i], columns.terms[j]
+            zp = z[p]
+            for c in range(_CHANNELS):
+                before = gy * _float32(v00[c]) + fy * _float32(v10[c])
+                after = gy * _float32(v01[c]) + fy * _float32(v11[c])
+                zp[c] = gx * before + fx * after + (along_y[c] + along_x[c]) + weights.guide_bias[c]
+            whole = guide.shape[1] // _TILE * _TILE
+            for g in range(0, whole, _TILE):
+                g0, g1, g2, g3 = guide[n, g], guide[n, g + 1], guide[n, g + 2], guide[n, g + 3]
+                w = weights.guide[g : g + _TILE]
                 for c in range(_CHANNELS):
-                    before = gy * _float32(v00[c]) + fy * _float32(v10[c])
-                    after = gy * _float32(v01[c]) + fy * _float32(v11[c])
-                    zp[c] = gx * before + fx * after + (along_y[c] + along_x[c]) + weights.guide_bias[c]
-                whole = guide.shape[1] // _TILE * _TILE
-                for g in range(0, whole, _TILE):
-                    g0, g1, g2, g3 = guide[n, g], guide[n, g + 1], guide[n, g + 2], guide[n, g + 3]
-                    w = weights.guide[g : g + _TILE]
-                    for c in range(_CHANNELS):
-                        zp[c] += g0 * w[0, c] + g1 * w[1, c] + g2 * w[2, c] + g3 * w[3, c]
-                for g in range(whole, guide.shape[1]):
-                    for c in range(_CHANNELS):
-                        zp[c] += guide[n, g] * weights.guide[g, c]
-            _transpose_relu(z, x)
-            _layer(x, weights.hidden, weights.hidden_bias, h)
-            _output(h, weights.last, weights.last_bias, x)
-            for p in range(min(_LANES, len(points) - start)):
-                out[start + p] = x[p]
+                    zp[c] += g0 * w[0, c] + g1 * w[1, c] + g2 * w[2, c] + g3 * w[3, c]
+            for g in range(whole, guide.shape[1]):
+                for c in range(_CHANNELS):
+                    zp[c] += guide[n, g] * weights.guide[g, c]
+        _transpose_relu(z, x)
+        _layer(x, weights.hidden, weights.hidden_bias, h)
+        _output(h, weights.last, weights.last_bias, x)
+        for p in range(min(_LANES, len(points) - start)):
+            out[start + p] = x[p]
 
 
-@njit(parallel=True, cache=True, fastmath={"contract"})
+@njit(nogil=True, cache=True, fastmath={"contract"})
 def _ensemble_kernel(
-    values: Any, slots: Any, side: Any, rows: Any, columns: Any, points: Any, weights: Any, out: Any
+    first: Any,
+    last: Any,
+    values: Any,
+    slots: Any,
+    side: Any,
+    rows: Any,
+    columns: Any,
+    points: Any,
+    weights: Any,
+    out: Any,
 ) -> None:
-    for part in prange((len(points) + _PART - 1) // _PART):
-        z = np.empty((_LANES, _CHANNELS), np.float32)
-        x = np.empty(_CHANNELS * _LANES, np.float32)
-        h = np.empty(_CHANNELS * _LANES, np.float32)
-        for start in range(part * _PART, min((part + 1) * _PART, len(points)), _LANES // 4):
-            for p in range(_LANES // 4):
-                n = min(start + p, len(points) - 1)  # the last chunk is filled up with its last point
-                i, j = points[n, 0], points[n, 1]
-                v00, v01, v10, v11 = _cells(values, slots, side, rows.at[i], columns.at[j])
-                y0, y1, x0, x1 = rows.terms[0, i], rows.terms[1, i], columns.terms[0, j], columns.terms[1, j]
-                zp = z[4 * p : 4 * p + 4]
-                for c in range(_CHANNELS):
-                    zp[0, c] = _float32(v00[c]) + y0[c] + x0[c]
-                    zp[1, c] = _float32(v01[c]) + y0[c] + x1[c]
-                    zp[2, c] = _float32(v10[c]) + y1[c] + x0[c]
-                    zp[3, c] = _float32(v11[c]) + y1[c] + x1[c]
-            _transpose_relu(z, x)
-            for layer in range(len(weights.hidden)):
-                _layer(x, weights.hidden[layer], weights.hidden_bias[layer], h)
-                x, h = h, x
-            _output(x, weights.last, weights.last_bias, h)
-            for p in range(min(_LANES // 4, len(points) - start)):
-                i, j = points[start + p, 0], points[start + p, 1]
-                total = mean = np.float32(0)
-                for k in range(4):
-                    area = abs(rows.place[1 - k // 2, i] * columns.place[1 - k % 2, j]) + np.float32(1e-9)
-                    mean += area * h[4 * p + k]
-                    total += area
-                out[start + p] = mean / total
+    z = np.empty((_LANES, _CHANNELS), np.float32)
+    x = np.empty(_CHANNELS * _LANES, np.float32)
+    h = np.empty(_CHANNELS * _LANES, np.float32)
+    for start in range(first * _LANES // 4, min(last * _LANES // 4, len(points)), _LANES // 4):
+        for p in range(_LANES // 4):
+            n = min(start + p, len(points) - 1)  # the last chunk is filled up with its last point
+            i, j = points[n, 0], points[n, 1]
+            v00, v01, v10, v11 = _cells(values, slots, side, rows.at[i], columns.at[j])
+            y0, y1, x0, x1 = rows.terms[0, i], rows.terms[1, i], columns.terms[0, j], columns.terms[1, j]
+            zp = z[4 * p : 4 * p + 4]
+            for c in range(_CHANNELS):
+                zp[0, c] = _float32(v00[c]) + y0[c] + x0[c]
+                zp[1, c] = _float32(v01[c]) + y0[c] + x1[c]
+                zp[2, c] = _float32(v10[c]) + y1[c] + x0[c]
+                zp[3, c] = _float32(v11[c]) + y1[c] + x1[c]
+        _transpose_relu(z, x)
+        for layer in range(len(weights.hidden)):
+            _layer(x, weights.hidden[layer], weights.hidden_bias[layer], h)
+            x, h = h, x
+        _output(x, weights.last, weights.last_bias, h)
+        for p in range(min(_LANES // 4, len(points) - start)):
+            i, j = points[start + p, 0], points[start + p, 1]
+            total = mean = np.float32(0)
+            for k in range(4):
+                area = abs(rows.place[1 - k // 2, i] * columns.place[1 - k % 2, j]) + np.float32(1e-9)
+                mean += area * h[4 * p + k]
+                total += area
+            out[start + p] = mean / total
 
 
 @njit(inline="always")

@@ -13,6 +13,7 @@ from scipy.ndimage import maximum_filter, minimum_filter
 from scipy.sparse import csr_array
 
 from refine_kernels.regions import grid_lines
+from refine_kernels.resize import Between
 
 
 def contour_band(mask: NDArray[np.bool_], band: int) -> NDArray[np.bool_]:
@@ -33,6 +34,30 @@ def strided_changes(changed: NDArray[np.bool_], size: tuple[int, int], stride: i
     )
     out[np.ix_(*lines)] = False
     return out
+
+
+def any_in_cells(mask: NDArray[np.bool_], rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """The largest value of each range of rows, then of columns."""
+    found: NDArray[np.uint8] = np.maximum.reduceat(np.maximum.reduceat(mask.view(np.uint8), rows, 0), columns, 1)
+    return found.view(np.bool_)
+
+
+def fill_cells(
+    cells: NDArray[np.bool_], rows: NDArray[np.int64], columns: NDArray[np.int64], size: tuple[int, int]
+) -> NDArray[np.bool_]:
+    """Each pixel looked up in its cell, and a first line in the cell before it too."""
+    inside = np.repeat(np.repeat(cells, np.diff(rows, append=size[0]), 0), np.diff(columns, append=size[1]), 1)
+    inside[rows[1:]] |= inside[rows[1:] - 1]
+    inside[:, columns[1:]] |= inside[:, columns[1:] - 1]
+    return inside
+
+
+def interpolate(source: NDArray[Any], rows: Between, columns: Between) -> NDArray[np.float32]:
+    """All rows first, then all columns."""
+    for axis, (low, high, weight) in enumerate((rows, columns)):
+        a, b = (np.take(source, index, axis).astype(np.float32) for index in (low, high))
+        source = a + (b - a) * weight.reshape(-1, *[1] * (source.ndim - 1 - axis))
+    return source
 
 
 def area_reduce(

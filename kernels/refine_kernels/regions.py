@@ -3,10 +3,10 @@
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 from numpy.typing import NDArray
 
-from refine_kernels import LOCK
+from refine_kernels.threads import share
 
 
 def contour_band(mask: NDArray[np.bool_], band: int) -> NDArray[np.bool_]:
@@ -17,8 +17,9 @@ def contour_band(mask: NDArray[np.bool_], band: int) -> NDArray[np.bool_]:
     """
     assert band >= 1, band
     out = np.zeros(mask.shape, np.bool_)
-    with LOCK:
-        _contour_band_kernel(np.ascontiguousarray(mask, np.bool_).view(np.uint8), band, out)
+    square = max(128, 4 * band)  # the margin of a band at each side stays cheap
+    pixels = np.ascontiguousarray(mask, np.bool_).view(np.uint8)
+    share(_contour_band_kernel, -(-len(mask) // square), square, pixels, band, out)
     return out
 
 
@@ -30,6 +31,31 @@ def grid_lines(length: int, stride: int) -> NDArray[np.int64]:
     return np.append(np.arange(0, length - 1, stride), length - 1)
 
 
+def any_in_cells(mask: NDArray[np.bool_], rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Cells (k, m) bool that hold a pixel of the mask (H, W) bool.
+
+    rows: (k,) int64, rising, where cells begin; one ends where the next begins, the last one at H. columns: (m,), so.
+    """
+    out = np.zeros((len(rows), len(columns)), np.bool_)
+    ends = np.append(rows, len(mask)), np.append(columns, mask.shape[1])
+    share(_any_in_cells_kernel, len(rows), np.ascontiguousarray(mask, np.bool_), *ends, out)
+    return out
+
+
+def fill_cells(
+    cells: NDArray[np.bool_], rows: NDArray[np.int64], columns: NDArray[np.int64], size: tuple[int, int]
+) -> NDArray[np.bool_]:
+    """Pixels (H, W) bool of size = (H, W) that lie in a cell that is set or on the first line of the next one.
+
+    cells: (k, m) bool; rows, columns: as for `any_in_cells`.
+    """
+    out = np.zeros(size, np.bool_)
+    if cells.any():
+        ends = np.append(rows, size[0]), np.append(columns, size[1])
+        share(_fill_cells_kernel, len(rows), np.ascontiguousarray(cells, np.bool_), *ends, out)
+    return out
+
+
 def strided_changes(changed: NDArray[np.bool_], size: tuple[int, int], stride: int) -> NDArray[np.bool_]:
     """Pixels (H, W) bool off the grid next to which a decoded pixel changed its class: those still to be decoded.
 
@@ -39,20 +65,18 @@ def strided_changes(changed: NDArray[np.bool_], size: tuple[int, int], stride: i
     rows, columns = (grid_lines(length, stride) for length in size)
     assert changed.shape == (len(rows), len(columns)), (changed.shape, size, stride)
     out = np.zeros(size, np.bool_)
-    with LOCK:
-        _strided_changes_kernel(np.ascontiguousarray(changed, np.bool_), rows, columns, out)
+    share(_strided_changes_kernel, len(rows), np.ascontiguousarray(changed, np.bool_), rows, columns, out)
     return out
 
 
-@njit(parallel=True, cache=True)
-def _contour_band_kernel(mask: Any, band: Any, out: Any) -> None:
+@njit(nogil=True, cache=True)
+def _contour_band_kernel(first: Any, last: Any, square: Any, mask: Any, band: Any, out: Any) -> None:
     # In squares, because most of them see no contour and are done once that is known. Codes 1, 2, 3 say that a pixel's
     # neighbours are of the one class, the other, both; 0 is outside the picture.
     height, width = mask.shape
-    square = max(128, 4 * band)  # the margin of a band at each side stays cheap
     side = square + 2 * band
-    for i in prange((height + square - 1) // square):
-        codes, spare = np.empty(side * side, np.uint8), np.empty(side * side, np.uint8)
+    codes, spare = np.empty(side * side, np.uint8), np.empty(side * side, np.uint8)
+    for i in range(first, last):
         top, bottom = i * square, min((i + 1) * square, height)
         for left in range(0, width, square):
             right = min(left + square, width)
@@ -106,23 +130,49 @@ def one_class(mask: Any, top: Any, bottom: Any, left: Any, right: Any) -> Any:
     return True
 
 
-@njit(parallel=True, cache=True)
-def _strided_changes_kernel(changed: Any, rows: Any, columns: Any, out: Any) -> None:
-    # A grid row looks at its own pixels; the rows up to the next grid row look at both, and are all the same.
-    for i in prange(len(rows)):
-        _between(changed[i], columns, out[rows[i]])
-        if i + 1 < len(rows) and rows[i] + 1 < rows[i + 1]:
-            line, row = changed[i] | changed[i + 1], out[rows[i] + 1]
-            _between(line, columns, row)
-            for j in range(len(columns)):
-                row[columns[j]] = line[j]
-            for y in range(rows[i] + 2, rows[i + 1]):
-                out[y] = row
+@njit(nogil=True, cache=True)
+def _strided_changes_kernel(first: Any, last: Any, changed: Any, rows: Any, columns: Any, out: Any) -> None:
+    # A grid row looks at its own pixels; the rows up to the next grid row look at both, and on grid columns too. Loops,
+    # since whole-array expressions take three times as long to compile.
+    for i in range(first, last):
+        _between(changed[i], changed[i], columns, out[rows[i]])
+        if i + 1 < len(rows):
+            for y in range(rows[i] + 1, rows[i + 1]):
+                _between(changed[i], changed[i + 1], columns, out[y])
+                for j in range(len(columns)):
+                    out[y, columns[j]] = changed[i, j] | changed[i + 1, j]
 
 
 @njit(cache=True)
-def _between(line: Any, columns: Any, row: Any) -> None:
+def _between(above: Any, below: Any, columns: Any, row: Any) -> None:
     for j in range(len(columns) - 1):
-        either = line[j] | line[j + 1]
+        either = above[j] | below[j] | above[j + 1] | below[j + 1]
         for x in range(columns[j] + 1, columns[j + 1]):
             row[x] = either
+
+
+@njit(nogil=True, cache=True)
+def _any_in_cells_kernel(first: Any, last: Any, mask: Any, rows: Any, columns: Any, out: Any) -> None:
+    seen = np.empty(mask.shape[1], np.bool_)  # in any row of the cells
+    for i in range(first, last):
+        seen[:] = False
+        for y in range(rows[i], rows[i + 1]):
+            row = mask[y]
+            for x in range(seen.size):
+                seen[x] |= row[x]
+        for j in range(len(columns) - 1):
+            for x in range(columns[j], columns[j + 1]):
+                if seen[x]:
+                    out[i, j] = True
+                    break
+
+
+@njit(nogil=True, cache=True)
+def _fill_cells_kernel(first: Any, last: Any, cells: Any, rows: Any, columns: Any, out: Any) -> None:
+    height, width = out.shape
+    for i in range(first, last):
+        for y in range(rows[i], min(rows[i + 1] + 1, height)):
+            for j in range(len(columns) - 1):
+                if cells[i, j]:
+                    for x in range(columns[j], min(columns[j + 1] + 1, width)):
+                        out[y, x] = True

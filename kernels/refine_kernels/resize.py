@@ -1,13 +1,13 @@
-"""Reducing a picture by the mean over the area of each sample, whole or window by window."""
+"""Reducing a picture by the mean over the area of each sample, or reading it between its samples; by windows too."""
 
 from typing import Any, TypeVar
 
 import cv2
 import numpy as np
-from numba import njit, prange
+from numba import njit
 from numpy.typing import NDArray
 
-from refine_kernels import LOCK
+from refine_kernels.threads import share
 
 _Sample = TypeVar("_Sample", np.float32, np.uint8)
 
@@ -58,16 +58,39 @@ def area_reduce(
         halved = cv2.resize(under, (right - left, bottom - top), interpolation=cv2.INTER_AREA)
         return np.asarray(halved, source.dtype).reshape(bottom - top, right - left, *source.shape[2:])
     out = np.empty((bottom - top, right - left, *source.shape[2:]), source.dtype)
-    with LOCK:
-        _area_reduce_kernel(
-            np.ascontiguousarray(source).reshape(len(source), -1),
-            source.shape[2] if source.ndim == 3 else 1,
-            _edges(top, bottom, whole[0], size[0], y),
-            _edges(left, right, whole[1], size[1], x),
-            (float(size[0]), float(size[1])),
-            (float(whole[0] * whole[1]), 0.5 if source.dtype == np.uint8 else 0.0),
-            out.reshape(len(out), -1),
-        )
+    pixels = np.ascontiguousarray(source).reshape(len(source), -1)
+    pixels.flags.writeable = False  # of this view; arrays that may be written to would be compiled for once more
+    share(
+        _area_reduce_kernel,
+        len(out),
+        pixels,
+        source.shape[2] if source.ndim == 3 else 1,
+        _edges(top, bottom, whole[0], size[0], y),
+        _edges(left, right, whole[1], size[1], x),
+        (float(size[0]), float(size[1])),
+        (float(whole[0] * whole[1]), 0.5 if source.dtype == np.uint8 else 0.0),
+        out.reshape(len(out), -1),
+    )
+    return out
+
+
+Between = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]
+"""Where n positions of an axis lie: the sample before and the one after (n,), and the weight of the latter (n,)."""
+
+
+def interpolate(source: NDArray[_Sample], rows: Between, columns: Between) -> NDArray[np.float32]:
+    """A picture (h, w) or (h, w, C) at n rows and m columns between its samples: (n, m) or (n, m, C) float32.
+
+    source: float32 or uint8. Bilinear, first along the rows: a + (b - a) weight, for each sample alone, whichever
+    others are read.
+    """
+    channels = source.shape[2] if source.ndim == 3 else 1
+    pixels = np.ascontiguousarray(source).reshape(len(source), -1)
+    pixels.flags.writeable = False  # as in `area_reduce`
+    out = np.empty((len(rows[0]), len(columns[0]), *source.shape[2:]), np.float32)
+    low, high = ((index[:, None] * channels + np.arange(channels)).ravel() for index in columns[:2])
+    weights = np.repeat(columns[2], channels)
+    share(_interpolate_kernel, len(out), pixels, rows, (low, high, weights), out.reshape(len(out), -1))
     return out
 
 
@@ -79,34 +102,49 @@ def _edges(
     return edges // samples - origin, (edges % samples).astype(np.float64)
 
 
-@njit(parallel=True, cache=True)
-def _area_reduce_kernel(source: Any, channels: Any, rows: Any, columns: Any, full: Any, end: Any, out: Any) -> None:
+@njit(nogil=True, cache=True)
+def _area_reduce_kernel(
+    first: Any, last: Any, source: Any, channels: Any, rows: Any, columns: Any, full: Any, end: Any, out: Any
+) -> None:
     # A pixel wholly inside a sample weighs 1 px = `full` units along an axis, one cut by an edge the part at its side.
     # First down the columns, which vectorises, into a row as wide as the source; then along that row.
     row_of, row_part = rows
     column_of, column_part = columns
     full_row, full_column = full
     total, half = end
-    block = 16  # rows that share a buffer
-    for start in prange((len(out) + block - 1) // block):
-        sums = np.empty(source.shape[1])
-        for i in range(start * block, min((start + 1) * block, len(out))):
-            pixels, weight = source[row_of[i]], full_row - row_part[i]
+    sums = np.empty(source.shape[1])
+    for i in range(first, last):
+        pixels, weight = source[row_of[i]], full_row - row_part[i]
+        for x in range(sums.size):
+            sums[x] = weight * pixels[x]
+        for y in range(row_of[i] + 1, row_of[i + 1]):
+            pixels = source[y]
             for x in range(sums.size):
-                sums[x] = weight * pixels[x]
-            for y in range(row_of[i] + 1, row_of[i + 1]):
-                pixels = source[y]
-                for x in range(sums.size):
-                    sums[x] += full_row * pixels[x]
-            if row_part[i + 1] > 0:
-                pixels, weight = source[row_of[i + 1]], row_part[i + 1]
-                for x in range(sums.size):
-                    sums[x] += weight * pixels[x]
-            for j in range(len(column_of) - 1):
-                for c in range(channels):
-                    mean = (full_column - column_part[j]) * sums[column_of[j] * channels + c]
-                    for x in range(column_of[j] + 1, column_of[j + 1]):
-                        mean += full_column * sums[x * channels + c]
-                    if column_part[j + 1] > 0:
-                        mean += column_part[j + 1] * sums[column_of[j + 1] * channels + c]
-                    out[i, j * channels + c] = mean / total + half
+                sums[x] += full_row * pixels[x]
+        if row_part[i + 1] > 0:
+            pixels, weight = source[row_of[i + 1]], row_part[i + 1]
+            for x in range(sums.size):
+                sums[x] += weight * pixels[x]
+        for j in range(len(column_of) - 1):
+            for c in range(channels):
+                mean = (full_column - column_part[j]) * sums[column_of[j] * channels + c]
+                for x in range(column_of[j] + 1, column_of[j + 1]):
+                    mean += full_column * sums[x * channels + c]
+                if column_part[j + 1] > 0:
+                    mean += column_part[j + 1] * sums[column_of[j + 1] * channels + c]
+                out[i, j * channels + c] = mean / total + half
+
+
+@njit(nogil=True, cache=True)
+def _interpolate_kernel(first: Any, last: Any, source: Any, rows: Any, columns: Any, out: Any) -> None:
+    row_low, row_high, row_weight = rows
+    low, high, along = columns
+    line = np.empty(source.shape[1], np.float32)
+    for i in range(first, last):
+        above, below, weight, row = source[row_low[i]], source[row_high[i]], row_weight[i], out[i]
+        for x in range(line.size):
+            a = np.float32(above[x])
+            line[x] = a + (np.float32(below[x]) - a) * weight
+        for x in range(row.size):
+            a = line[low[x]]
+            row[x] = a + (line[high[x]] - a) * along[x]

@@ -24,6 +24,8 @@ class Network(Protocol):
     """px of the network's input per latent cell."""
     window: int
     """Origins of tiles are multiples of this many px of input."""
+    multiple: int
+    """Sides of its input that are none of this are continued by their last pixels."""
     halo: int
     """px of input around a latent cell that it depends on; a multiple of ``window``."""
     latent_channels: int

@@ -170,6 +170,7 @@ class CRMResNet50(nn.Module):
 
     stride = 2  # px of network input for one latent cell
     window = 8  # origins of encoder tiles are multiples of this many px
+    multiple = 1  # inputs of any size are taken as they are
     latent_channels = 32
     tile = 2048  # px of input that make about 2 GB of features in float32
     working = 120.0  # values per px at the peak, as measured
@@ -301,11 +302,7 @@ class CRMResNet50(nn.Module):
         """
         dtype, device = latent.dtype, latent.device
         rows, columns = rows.to(device), columns.to(device)
-        layer = self.decoder_weights()
-        rel, q = layer.rel.float(), layer.q.float()
-        constant = layer.bias.float() + layer.cell.float() @ rel.new_tensor([rows.cell, columns.cell])
-        along_y = rows.rel[..., None] * rel[:, 0] + rows.q[:, None] * q[:, 0] + constant  # (2, n, 32)
-        along_x = columns.rel[..., None] * rel[:, 1] + columns.q[:, None] * q[:, 1]  # (2, m, 32)
+        along_y, along_x = self._along(rows, columns)
 
         # Rows first: the queries of a row share its term, and coarse scales have far fewer cells than columns.
         z = latent.permute(0, 2, 3, 1).index_select(1, rows.index.flatten())  # (B, 2n, w, 32)
@@ -328,14 +325,12 @@ class CRMResNet50(nn.Module):
         guide: Tensor | None = None,
     ) -> Tensor:
         """Logits (N,) float32 of the queries `points` (N, 2) among `rows` x `columns`; as `decode` for a grid."""
-        layer = self.decoder_weights()
-        constant = layer.bias.float() + layer.cell.float() @ layer.cell.new_tensor([rows.cell, columns.cell]).float()
         y, x = rows[points[:, 0]], columns[points[:, 1]]
-        q = torch.stack((y.q, x.q), 1) @ layer.q.float().T + constant  # (N, 32)
+        along_y, along_x = self._along(y, x)
         logits, areas = [], []
         for k, m in ((0, 0), (0, 1), (1, 0), (1, 1)):
             z = latent.at(y.index[k], x.index[m])
-            z = z + (torch.stack((y.rel[k], x.rel[m]), 1) @ layer.rel.float().T + q).to(z)
+            z = z + (along_y[k] + along_x[m]).to(z)
             logits.append(self.decoder(z)[:, 0].float())
             areas.append((y.rel[1 - k] * x.rel[1 - m]).abs() + 1e-9)  # of the opposite corner
         area = torch.stack(areas)
@@ -343,13 +338,10 @@ class CRMResNet50(nn.Module):
 
     def point_kernel(self, rows: EnsembleAxis, columns: EnsembleAxis) -> PointKernel:
         """`decode_points` by `refine_kernels`: see `refine.models.PointKernel`."""
-        layer = self.decoder_weights()
-        constant = layer.bias.float() + layer.cell.float() @ layer.cell.new_tensor([rows.cell, columns.cell]).float()
-        tables = []
-        for number, (axis, shift) in enumerate(((rows, constant), (columns, torch.zeros_like(constant)))):
-            rel, q = layer.rel[:, number].float(), layer.q[:, number].float()
-            along = axis.rel[..., None] * rel + axis.q[:, None] * q + shift
-            tables.append(EnsembleTable(axis.index.int(), axis.rel, along))
+        tables = tuple(
+            EnsembleTable(axis.index.int(), axis.rel, along)
+            for axis, along in zip((rows, columns), self._along(rows, columns), strict=True)
+        )
         *hidden, last = (layer for layer in self.decoder if isinstance(layer, nn.Linear))
         weights = EnsembleWeights(
             torch.stack([layer.weight.detach().float() for layer in hidden]),
@@ -357,7 +349,16 @@ class CRMResNet50(nn.Module):
             last.weight.detach().float()[0].contiguous(),
             float(last.bias),
         )
-        return PointKernel("ensemble_decode", tuple(tables), weights, None)
+        return PointKernel("ensemble_decode", tables, weights, None)
+
+    def _along(self, rows: EnsembleAxis, columns: EnsembleAxis) -> tuple[Tensor, Tensor]:
+        """What each axis adds to the first layer: (2, n, 32) and (2, m, 32) float32, the constants in the rows'."""
+        rel, q, cell, bias = (weight.float() for weight in self.decoder_weights()[1:])
+        constant = bias + cell @ cell.new_tensor([rows.cell, columns.cell])
+        along_y, along_x = (
+            axis.rel[..., None] * rel[:, k] + axis.q[:, None] * q[:, k] for k, axis in enumerate((rows, columns))
+        )
+        return along_y + constant, along_x
 
     def folded(self) -> "CRMResNet50":
         """A copy for inference whose batch norms are part of the convolutions before them. Fold before any cast."""

@@ -18,11 +18,19 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from refine.blocks import Area, Blocks, upsampled
+from refine.blocks import Area, Blocks
 from refine.coords import LerpAxis
 from refine.errors import one_of
 from refine.models.kernels import PointKernel
-from refine.models.layers import ConvNorm, InvertedResidual, Residual, conv_norms, fold_norms, upsample_twice
+from refine.models.layers import (
+    ConvNorm,
+    InvertedResidual,
+    Residual,
+    conv_norms,
+    fold_norms,
+    halved_in_strips,
+    upsample_twice,
+)
 from refine.tiles import Window
 from refine_kernels.reference_queries import InterpolatedTable, InterpolatedWeights
 
@@ -56,10 +64,7 @@ class Trunk(nn.Module):
             self.levels.append(level)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        x2 = self.first(x)
-        x4 = self.levels[0](x2)
-        x8 = self.levels[1](x4)
-        return x2, x4, x8, self.levels[2](x8)
+        return _levels(self.first, self.levels, x)
 
 
 class DenseTrunk(nn.Module):
@@ -81,10 +86,15 @@ class DenseTrunk(nn.Module):
             self.levels.append(level)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        x2 = self.first(x)
-        x4 = self.levels[0](x2)
-        x8 = self.levels[1](x4)
-        return x2, x4, x8, self.levels[2](x8)
+        return _levels(self.first, self.levels, x)
+
+
+def _levels(first: nn.Module, levels: nn.ModuleList, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    reach = 8  # rows; three 3x3 convolutions after one of stride 2 see 7
+    x2 = halved_in_strips(first, x, reach)
+    x4 = halved_in_strips(levels[0], x2, reach)
+    x8 = halved_in_strips(levels[1], x4, reach)
+    return x2, x4, x8, levels[2](x8)
 
 
 class InterpolatedDecoder(nn.Module):
@@ -165,6 +175,14 @@ class EnsembleDecoder(InterpolatedDecoder):
         return logit
 
 
+def _continued(x: Tensor, size: tuple[int, ...]) -> Tensor:
+    """The map (B, C, h, w), channels last, continued by its last pixels to ``size`` (h, w)."""
+    below, right = size[0] - x.shape[2], size[1] - x.shape[3]
+    if below or right:
+        x = F.pad(x, (0, right, 0, below), mode="replicate")
+    return x.contiguous(memory_format=torch.channels_last)
+
+
 def mask_logit(mask: Tensor) -> Tensor:
     """Logit of a mask in [-1, 1], limited to +-MASK_LOGIT_LIMIT, float32."""
     limit = float(torch.tanh(torch.tensor(MASK_LOGIT_LIMIT / 2)))
@@ -189,6 +207,7 @@ class CRMSmall(nn.Module):
 
     stride: Final = 2
     window: Final = 32
+    multiple: Final = 32
     guided: Final = True
     tile: Final = 4096  # px of input that make about 2 GB of features in bfloat16
     working: Final = 48.0  # values per px at the peak, as measured
@@ -231,14 +250,14 @@ class CRMSmall(nn.Module):
 
         Sides that are no multiple of `window` are continued by their last pixels.
         """
-        height, width = x.shape[-2:]
-        x = self._continued(x)
-        s2 = self.stem2(x)  # (B, 32, h/2, w/2)
+        rows, columns = self.tap_sizes(*x.shape[-2:])[0]
+        t4, t8, t16, t32 = self.trunk(self._halved(x))  # named by their stride in x
+        s2 = self.stem2(_continued(x, self._continued_size(x)))  # (B, 32, h/2, w/2)
         s4 = self.stem4(s2)  # (B, 64, h/4, w/4)
-        t4, y = self._deep(x)
+        y = self.merge16(torch.cat((upsample_twice(self.lateral32(t32)), t16), 1))  # (B, 96, h/16, w/16)
+        y = self.merge8(torch.cat((upsample_twice(y), t8), 1))  # (B, 64, h/8, w/8)
         y = self.merge4(torch.cat((upsample_twice(y), t4, s4), 1))  # (B, 32, h/4, w/4)
         y = self.merge2(torch.cat((upsample_twice(y), s2), 1))  # (B, 32, h/2, w/2)
-        rows, columns = self.tap_sizes(height, width)[0]
         return (self.to_latent(y)[:, :, :rows, :columns],)
 
     def encode_area(
@@ -255,10 +274,13 @@ class CRMSmall(nn.Module):
         blocks. The reaches follow from the layers behind: a 3x3 convolution adds its stride, an enlargement that of
         its input; the stem at /2 is also read by strided convolutions. tests/test_crm_s.py compares with `encode`.
         """
-        x = self._continued(x)
-        area = Area(needed, (x.shape[-2], x.shape[-1]), x.device)
-        pixels = Blocks.whole(F.pixel_unshuffle(x, 2), 2)
-        t4, y8 = (Blocks.whole(t, 4 * (i + 1)) for i, t in enumerate(self._deep(x)))
+        area = Area(needed, self._continued_size(x), x.device)
+        picture = Blocks.around(x, 1, (0, 0))
+        t4, t8, t16, t32 = self.trunk(self._halved(x))  # named by their stride in x
+        t4, t8, t16, y32 = (Blocks.whole(t, s) for t, s in ((t4, 4), (t8, 8), (t16, 16), (self.lateral32(t32), 32)))
+        y16 = area.compute(16, 48, lambda b: self.merge16.valid(b.enlarged(y32, t16)), side=4)
+        y8 = area.compute(8, 24, lambda b: self.merge8.valid(b.enlarged(y16, t8)), side=8)
+        pixels = area.compute(2, 28, lambda b: F.pixel_unshuffle(b.read(picture, repeat=True), 2))
         first, second = conv_norms(self.stem2)
         s2 = area.compute(2, 26, lambda b: first.valid(b.read(pixels, 1)))
         s2 = area.compute(2, 24, lambda b: second.valid(b.read(s2, 1)))
@@ -266,36 +288,26 @@ class CRMSmall(nn.Module):
         s4 = area.compute(4, 20, lambda b: first.valid(b.read(s2, 1, 0)))
         s4 = area.compute(4, 16, lambda b: second.valid(b.read(s4, 1)))
         first, second, third = conv_norms(self.merge4)
-        y4 = area.compute(
-            4,
-            12,
-            lambda b: first.valid(
-                torch.cat((b.inside(upsampled(b.read(y8, 1, repeat=True)), s4, 1), b.read(t4, 1), b.read(s4, 1)), 1)
-            ),
-        )
+        y4 = area.compute(4, 12, lambda b: first.valid(b.enlarged(y8, t4, s4)))
         y4 = area.compute(4, 8, lambda b: third.valid(second.valid(b.read(y4, 1))))
         first, last = conv_norms(self.merge2)
-        y2 = area.compute(
-            2,
-            2,
-            lambda b: first.valid(
-                torch.cat((b.inside(upsampled(b.read(y4, 1, repeat=True)), s2, 1), b.read(s2, 1)), 1)
-            ),
-        )
+        y2 = area.compute(2, 2, lambda b: first.valid(b.enlarged(y4, s2)))
         return area.compute(2, 0, lambda b: self.to_latent(last.valid(b.read(y2, 1))))
 
-    def _continued(self, x: Tensor) -> Tensor:
-        height, width = x.shape[-2:]
-        below, right = -height % self.window, -width % self.window
-        if below or right:
-            x = F.pad(x, (0, right, 0, below), mode="replicate")
-        return x.contiguous(memory_format=torch.channels_last)
+    def _continued_size(self, x: Tensor) -> tuple[int, int]:
+        """The sides of x, up to multiples of `window`."""
+        height, width = (-(-n // self.window) * self.window for n in x.shape[-2:])
+        return height, width
 
-    def _deep(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What objects look like: (B, 24, h/4, w/4) of the trunk, (B, 64, h/8, w/8) merged from all below."""
-        t4, t8, t16, t32 = self.trunk(F.avg_pool2d(x, 2))  # named by their stride in x
-        y = self.merge16(torch.cat((upsample_twice(self.lateral32(t32)), t16), 1))  # (B, 96, h/16, w/16)
-        return t4, self.merge8(torch.cat((upsample_twice(y), t8), 1))
+    def _halved(self, x: Tensor) -> Tensor:
+        """What the trunk sees of x: means of 2 x 2 pixels, continued by its last pixels to the continued size."""
+        whole = self._continued_size(x)
+        # Two pixels more than an even side, so that the last mean is of the last pixel alone.
+        x = _continued(x, tuple(min(n + n % 2 + 2, m) for n, m in zip(x.shape[-2:], whole, strict=True)))
+        # As a convolution, since on a CPU torch's pooling of a few channels takes eight times as long.
+        weight = torch.eye(self.in_channels, dtype=x.dtype, device=x.device)[..., None, None].expand(-1, -1, 2, 2) / 4
+        weight = weight.contiguous(memory_format=torch.channels_last)
+        return _continued(F.conv2d(x, weight, stride=2), tuple(m // 2 for m in whole))
 
     def fuse(
         self,
