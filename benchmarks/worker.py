@@ -174,7 +174,8 @@ def limited(threads: int) -> dict[str, str]:
     """The environment of a process that runs this checkout's packages, with so many threads in every library."""
     names = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENCV_FOR_THREADS_NUM")
     paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**os.environ, **dict.fromkeys(names, str(threads)), "PYTHONPATH": paths}
+    waits = {"OMP_WAIT_POLICY": "PASSIVE"}  # as `refine` has it, for what is measured beside it too
+    return {**waits, **os.environ, **dict.fromkeys(names, str(threads)), "PYTHONPATH": paths}
 
 
 # In the process

@@ -7,6 +7,7 @@
 Names are loaded when they are first used, so that importing `refine` is instant.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,10 @@ from refine.errors import FileError, InputError, OptionError, RefineError, Weigh
 if TYPE_CHECKING:
     from refine.engine import Refiner, run
     from refine.result import Refined, Report
+
+# Read by OpenMP when torch is loaded. Else its threads wait for one another in a loop, and where another program has
+# one of two cores, everything takes ten times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
 __all__ = [

@@ -31,7 +31,7 @@ from refine.frame import Frame, View, scaled
 from refine.io import PathLike, Source
 from refine.loading import load_network
 from refine.plan import Plan, plan
-from refine.planes import Constant, Held, Interpolated, Plane, total
+from refine.planes import Constant, Held, Interpolated, Plane
 from refine.prepare import mask_plane, prepare
 from refine.regions import Grid, Selection, at_next, bounding_boxes, dense, margin, read_by_next, select
 from refine.result import Refined, Report, ScaleReport
@@ -188,7 +188,7 @@ class Refiner:
 
     def _cascade(self, frame: Frame, options: Options, plan: Plan, progress: Progress | None = None) -> _Outcome:
         outcome = _Outcome(frame.mask)
-        if frame.is_empty(total(frame.mask), math.prod(frame.size)):
+        if frame.is_empty(frame.mask):
             outcome.warnings.append("the coarse mask is all background, and so is the result")
             outcome.last = Constant(0.0, frame.size)
             return outcome
@@ -199,10 +199,10 @@ class Refiner:
             grid = self._grid(frame, size, following, options)
             step = partial(self._scale, frame, scale, size, outcome.last, options, plan.tile, tell)
             p, report = step(grid, first=scale == scales[0])
-            if grid.samples and frame.may_be_empty(total(p)):  # too little is known to tell whether it is all empty
+            if grid.samples and frame.may_be_empty(p):  # too little is known to tell whether it is all empty
                 grid = dense(self.network, frame.size, size)
                 p, report = step(grid, first=scale == scales[0])
-            if not grid.samples and frame.is_empty(total(p), math.prod(p.size)):
+            if not grid.samples and frame.is_empty(p):
                 p = Constant(0.0, p.size)
                 outcome.warnings.append(f"nothing of the mask was left at scale {scale:g}")
             outcome.last = p if grid.samples is None else Interpolated(p, *(s.table for s in grid.samples))

@@ -1,5 +1,6 @@
 """A checked pair as the cascade reads it: with its border, at any scale, by windows."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from refine.config import Cascade
 from refine.coords import Axis, LerpAxis, corner_aligned
-from refine.planes import Interpolated, Memory, Plane, Reduced, Reflected, Store, kept
+from refine.planes import Interpolated, Memory, Plane, Reduced, Reflected, Store, kept, reaches
 from refine.tiles import Window
 
 STRIP = 2**17  # px that are normalised at once, so that what lies between stays in a processor's cache
@@ -62,16 +63,16 @@ class Frame:
         rows, columns = ((axis.low, axis.high, axis.fraction) for axis in axes)
         return Interpolated(plane, rows, columns)
 
-    def is_empty(self, foreground: float, samples: int) -> bool:
-        """Whether probabilities of that sum, at so many places over the picture, are less foreground than counts.
+    def is_empty(self, p: Plane) -> bool:
+        """Whether probabilities at places spread over the picture are less foreground than counts.
 
         As published sum(mask + 1) < 2, which is less than one pixel.
         """
-        return foreground == 0 or foreground * (self.size[0] * self.size[1] / samples) < self.cascade.empty
+        return not reaches(p, self.cascade.empty * math.prod(p.size) / math.prod(self.size), self.store)
 
-    def may_be_empty(self, foreground: float) -> bool:
-        """Whether probabilities of that sum at some of the pixels leave it open that there is less than counts."""
-        return foreground < self.cascade.empty
+    def may_be_empty(self, p: Plane) -> bool:
+        """Whether probabilities at some of the pixels leave it open that there is less than counts."""
+        return not reaches(p, self.cascade.empty, self.store)
 
     def cut(self, p: Plane) -> NDArray[np.float32]:
         """Probabilities over the frame without its border, (H, W); enlarged first if on a coarser grid."""

@@ -4,6 +4,7 @@ A plane gives any window of itself, (h, w) float32 or (h, w, 3) uint8, the same 
 by. The others make one plane of another without holding it.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -162,10 +163,13 @@ class Memory:
 BAND = 2**24  # px of a plane that are read at once where all of it is
 
 
-def bands(size: tuple[int, int]) -> Iterator[Window]:
-    """Windows as wide as a plane of ``size`` that cover it from the top to the bottom."""
+def bands(size: tuple[int, int], read: tuple[int, int] | None = None) -> Iterator[Window]:
+    """Windows as wide as a plane of ``size`` that cover it from the top to the bottom.
+
+    read: size of the plane that it is made of, if that is larger; no more than `BAND` of it is under a window.
+    """
     height, width = size
-    step = max(1, BAND // width)
+    step = max(1, BAND * height // math.prod(read or size))
     for top in range(0, height, step):
         yield Window(top, min(top + step, height), 0, width)
 
@@ -176,7 +180,7 @@ def kept(plane: Plane, store: Store, name: str) -> Held:
         return plane
     sample = plane.read(Window(0, 1, 0, 1))
     array = store.array(name, (*plane.size, *sample.shape[2:]), sample.dtype)
-    for window in bands(plane.size):
+    for window in bands(plane.size, plane.source.size if isinstance(plane, Reduced) else None):
         step = f"{name} {window.top}"
         if not store.done(step):
             array[window.slices] = plane.read(window)
@@ -184,6 +188,12 @@ def kept(plane: Plane, store: Store, name: str) -> Held:
     return Held(array)
 
 
-def total(plane: Plane) -> float:
-    """Sum of a plane of float32, in float64."""
-    return sum(float(plane.read(window).sum(dtype=np.float64)) for window in bands(plane.size))
+def reaches(plane: Plane, least: float, store: Store) -> bool:
+    """Whether the sum of a plane of float32, in float64, is above 0 and at least ``least``; reads no further then."""
+    total = 0.0
+    for window in bands(plane.size):
+        total += float(plane.read(window).sum(dtype=np.float64))
+        store.release()
+        if total > 0 and total >= least:
+            return True
+    return False

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import inputs, memory, results, suite, test_kernels, worker
+from benchmarks import inputs, memory, results, slide, suite, test_kernels, worker
 from benchmarks.worker import REFERENCE, Case, Difference, Run, Task
 
 SHAPE = (6, 8)
@@ -441,6 +441,18 @@ class TestTable:
 
 
 @pytest.mark.usefixtures("one_thread")
+def test_a_slide_is_killed_and_goes_on_to_a_better_mask(tmp_path, capsys):
+    words = ["--size", "500x700", "--objects", "1", "--folder", str(tmp_path), "--threads", "1"]
+    assert slide.main([*words, "--kill", "2"]) == 0
+    killed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (killed["killed_at"], killed["steps_done_before"]) == (2, 0)
+    assert slide.main(words) == 0  # better than its coarse mask
+    *_, figures, found = capsys.readouterr().out.splitlines()
+    assert json.loads(figures)["steps_done_before"] >= 1
+    assert 0 < json.loads(figures)["over"] < 4 * 2**30
+    assert found.startswith("IoU ")
+
+
 def test_patches_take_a_third_of_fusions_memory_and_change_no_latent():
     network, view = memory.network_and_view(*inputs.generated([0.05])[0.05])
     patched_latent, patched = memory.stage_peaks(network, view, tile=2048, patch=48)

@@ -62,8 +62,9 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
 
 
 def assert_refused(outcome: Outcome, code: int, *told: str) -> None:
-    """Nothing on stdout, and one line on stderr that tells all of `told`."""
+    """Nothing on stdout, and one line on stderr, an error that tells all of `told`."""
     assert (outcome.code, outcome.out) == (code, "")
+    assert outcome.err.startswith("error: ")
     assert outcome.err.count("\n") == 1
     for text in told:
         assert text in outcome.err
@@ -233,9 +234,7 @@ def test_bad_input_is_one_line_without_a_traceback(run: Run, engine: Engine) -> 
 def test_an_unreadable_picture_is_one_line_and_exit_code_1(run: Run, engine: Engine) -> None:
     picture_and_mask()
     Path("cat.png").write_bytes(b"no picture")
-    outcome = run("cat.png", "masks/coarse.png")
-    assert_refused(outcome, 1)
-    assert outcome.err.startswith("error: ")
+    assert_refused(run("cat.png", "masks/coarse.png"), 1)
 
 
 def test_a_fault_of_ours_keeps_its_traceback(run: Run, engine: Engine) -> None:
@@ -771,9 +770,7 @@ def test_an_empty_mask_is_returned_with_a_warning(run: Run) -> None:
 @pytest.mark.parametrize("mask", ["narrow.png", "nan.npy", "disc.png"])
 def test_a_mask_that_does_not_fit_is_one_line_and_nothing_is_written(run: Run, mask: str) -> None:
     scene()
-    outcome = run("disc.png", mask, "-o", "fine.png")
-    assert_refused(outcome, 1)
-    assert outcome.err.startswith("error: ")
+    assert_refused(run("disc.png", mask, "-o", "fine.png"), 1)
     assert not Path("fine.png").exists()
 
 

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -182,18 +184,22 @@ def test_the_last_probabilities_are_enlarged_before_the_border_is_cut():
     assert found.flags.c_contiguous
 
 
+def summing(foreground: float, size: tuple[int, int]) -> Held:
+    return Held(np.full(size, foreground / math.prod(size), np.float32))
+
+
 @pytest.mark.parametrize(("foreground", "empty"), [(0.0, True), (0.9, True), (1.1, False)])
 def test_less_than_one_pixel_of_foreground_is_empty(foreground, empty):
     frame = framed(10, 10, Cascade(pad=0))
-    assert frame.is_empty(foreground, 100) == empty
-    assert frame.is_empty(foreground / 4, 25) == empty  # at a quarter of the places
-    assert frame.may_be_empty(foreground) == empty
+    assert frame.is_empty(summing(foreground, (10, 10))) == empty
+    assert frame.is_empty(summing(foreground / 4, (5, 5))) == empty  # at a quarter of the places
+    assert frame.may_be_empty(summing(foreground, (5, 5))) == empty
 
 
 def test_where_any_foreground_counts_only_none_is_empty():
     frame = framed(10, 10, AREA)
-    assert not frame.is_empty(1e-9, 100)
-    assert frame.is_empty(0.0, 100)
+    assert not frame.is_empty(summing(1e-9, (10, 10)))
+    assert frame.is_empty(summing(0.0, (10, 10)))
 
 
 def test_arrays_that_must_not_be_written_are_read():

@@ -57,7 +57,7 @@ def test_a_smaller_picture_is_one_tile(network):
 
 def test_a_lower_cap_gives_smaller_tiles_and_stays_below(network):
     tiles = []
-    for cap in (8 * GIB, 3 * GIB, 2 * GIB, 1200 * MIB):
+    for cap in (8 * GIB, 3 * GIB, 2 * GIB, 1200 * MIB, 1000 * MIB):
         found = planned(network, max_memory=cap)
         assert found.peak <= cap
         assert found.tile % network.window == 0

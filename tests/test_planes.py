@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from refine import planes
 from refine.coords import LerpAxis, corner_aligned
-from refine.planes import Constant, Held, Interpolated, Memory, Plane, Reduced, Reflected, bands, kept, total
+from refine.planes import Constant, Held, Interpolated, Memory, Plane, Reduced, Reflected, bands, kept, reaches
 from refine.tiles import Window, cover
 
 RANDOM = np.random.default_rng(0)
@@ -217,10 +217,33 @@ def test_what_a_store_has_is_not_made_again(monkeypatch):
     assert 0 < again.read_so_far <= 1 + 2 * 40  # its first sample, for the type, and the band that was not marked
 
 
-def test_the_total_is_the_sum_and_is_exact_beyond_float32(monkeypatch):
+def test_a_reduction_is_kept_by_bands_of_what_it_is_made_of(monkeypatch):
     monkeypatch.setattr(planes, "BAND", 1000)
-    plane = mask(61, 93)
-    assert total(plane) == pytest.approx(plane.array.sum(dtype=np.float64), rel=1e-12)
-    assert total(Constant(0.0, (5, 6))) == 0
-    monkeypatch.setattr(planes, "BAND", 2**20)
-    assert total(Constant(1.0, (2**13, 2**12 + 1))) == 2**13 * (2**12 + 1)  # float32 counts to 2**24 and no further
+    windows = []
+
+    class Source(Held):
+        def read(self, window):
+            windows.append(window)
+            return super().read(window)
+
+    source = Source(mask(80, 100).array)
+    found = kept(Reduced(source, (16, 20)), Memory(), "small")
+    np.testing.assert_array_equal(found.array, Reduced(Held(source.array), (16, 20)).read(Window(0, 16, 0, 20)))
+    assert max(w.height * w.width for w in windows) <= 1000
+
+
+@pytest.mark.parametrize("least", [0.0, 1e-9, 1.0, 200.0])
+def test_whether_a_sum_is_reached_is_known_without_reading_on(monkeypatch, least):
+    monkeypatch.setattr(planes, "BAND", 100)
+    array = np.zeros((20, 10), np.float32)
+    assert not reaches(Held(array), least, Memory())
+    array[8] = 1
+    read = Counted(Held(array))
+    assert reaches(read, least, Memory()) == (least <= 10)
+    assert read.read_so_far == (100 if least <= 10 else 200)
+
+
+def test_a_sum_is_exact_beyond_float32():
+    pixels = 2**13 * (2**12 + 1)  # float32 counts to 2**24 and no further
+    assert reaches(Constant(1.0, (2**13, 2**12 + 1)), pixels, Memory())
+    assert not reaches(Constant(1.0, (2**13, 2**12 + 1)), pixels + 1, Memory())

@@ -17,7 +17,7 @@ from refine.training import data
 from refine.training.__main__ import read_recipe
 from refine.training.coarse import GENERATORS, network_like
 from refine.training.data import Crops, find_pairs
-from refine.training.loop import Recipe, learning_rate, train
+from refine.training.loop import Recipe, _moving_average, learning_rate, train
 from refine.training.losses import crm_loss, gradient_magnitude
 from refine.training.pretrained import load_mobilenet_v2
 from refine.training.scenes import scene
@@ -36,6 +36,13 @@ def folder(tmp_path) -> Path:
 
 def recipe(folder: Path, **changes: object) -> Recipe:
     return Recipe(**{"data": (str(folder),), "steps": 4, "batch": 2, "crop": 64, "window": 64, **changes})
+
+
+@pytest.mark.parametrize(("decay", "expected"), [(0.0, 5.0), (0.5, 3.0)])
+def test_an_average_without_memory_is_the_last_weights(decay, expected):
+    averaged, current = torch.ones(3), torch.full((3,), 5.0)
+    _moving_average(decay)([averaged], [current], 10**6)
+    assert averaged.tolist() == [expected] * 3
 
 
 @pytest.mark.parametrize("kind", GENERATORS)

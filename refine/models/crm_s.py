@@ -272,7 +272,7 @@ class CRMSmall(nn.Module):
 
         The trunk, a seventh of the work, is computed on the rectangle that the needed cells depend on; all else in
         blocks. The reaches follow from the layers behind: a 3x3 convolution adds its stride, an enlargement that of
-        its input; the stem at /2 is also read by strided convolutions. tests/test_crm_s.py compares with `encode`.
+        its input; the stem at /2 is also read by strided convolutions. tests/test_encode_area.py compares both.
         """
         area = Area(needed, self._continued_size(x), x.device)
         picture = Blocks.around(x, 1, (0, 0))

@@ -94,7 +94,7 @@ def upsample_twice(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
 
 
-STRIP = 2**18  # px of a strip: what lies between a stage's layers stays in a processor's cache
+STRIP = 2**16  # px of a strip: what lies between a stage's layers stays in a processor's cache
 
 
 def halved_in_strips(stage: nn.Module, x: Tensor, reach: int) -> Tensor:
