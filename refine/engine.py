@@ -302,7 +302,7 @@ class Refiner:
                 flat = np.flatnonzero(points())
                 at = np.stack(np.divmod(flat, window.width), 1)
                 p = decode(network, cells, rows, columns, at, guide)
-                changed.reshape(-1)[flat] = (before[tuple(at.T)] > 0.5) != (p > 0.5)
+                changed.reshape(-1)[flat] = selection.changed(before[tuple(at.T)], p)
                 y, x = (at - (inner.top, inner.left)).T
                 here = (y >= 0) & (y < core.height) & (x >= 0) & (x < core.width)
                 out[y[here], x[here]] = p[here]

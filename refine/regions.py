@@ -4,7 +4,7 @@ A policy looks at the probabilities before a scale and names the queries to deco
 says of a pixel depends on a finite neighbourhood alone, so that it can be asked window by window.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -16,6 +16,7 @@ from refine.models import Network
 from refine.tiles import Window
 
 SURE = 0.02  # a probability this close to 0 or 1 is not looked at again, far from a contour
+MOVED = 0.1  # of a probability; a first pass "near" takes a pixel that moved further for changed, whatever its class
 UNSURE = 8  # px; so near to a contour, a strided pass looks at every pixel
 
 
@@ -63,24 +64,31 @@ class Selection:
     """The queries to decode in a window of the grid.
 
     area: (n, m) bool, those that may be decoded; the latent is needed there. points: (n, m) bool, those that are, to
-    begin with. stride: of a strided pass, whose other queries of the area `rest` decides on; else 0.
+    begin with. stride: of a strided pass, whose other queries of the area `rest` decides on; else 0. moved: by how much
+    a probability changes, if not its class does.
     """
 
     area: NDArray[np.bool_]
     points: NDArray[np.bool_]
     stride: int = 0
+    moved: float = 1.0
 
     def cut(self, window: Window) -> "Selection":
         """That of a part of the window."""
-        return Selection(self.area[window.slices], self.points[window.slices], self.stride)
+        return replace(self, area=self.area[window.slices], points=self.points[window.slices])
 
     @property
     def everything(self) -> bool:
         """Whether all queries are decoded at once."""
         return self.stride == 0 and bool(self.points.all())
 
+    def changed(self, before: NDArray[np.float32], p: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Whether each of some queries changed by being decoded, (N,) bool: its class, or by more than ``moved``."""
+        found: NDArray[np.bool_] = (before > 0.5) != (p > 0.5)
+        return found | (np.abs(p - before) > self.moved) if self.moved < 1 else found
+
     def rest(self, changed: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """The queries still to decode: those with one among the four decoded around them that ``changed`` its class."""
+        """The queries still to decode: those with one among the four decoded around them that ``changed``."""
         if not self.stride:
             return np.zeros_like(self.points)
         from refine_kernels import grid_lines, strided_changes
@@ -118,7 +126,8 @@ def select(before: NDArray[np.float32], options: Options, *, first: bool, boxes:
         return _strided(np.ones(shape, bool), np.zeros(shape, bool), options.stride)
     unsure = _band(before, min(UNSURE, options.band)) | ((before > SURE) & (before < 1 - SURE))
     area = np.ones(shape, bool) if first else _band(before, options.band) | unsure
-    return _strided(area, unsure, options.stride)
+    # A grid pixel that moved within its class alone would be a dot, of which the next scale makes a spot.
+    return replace(_strided(area, unsure, options.stride), moved=MOVED)
 
 
 def _band(before: NDArray[np.float32], band: int) -> NDArray[np.bool_]:

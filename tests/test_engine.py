@@ -361,7 +361,7 @@ def test_a_decoded_pixel_has_the_value_that_dense_gives_it_and_the_others_keep_t
     options, before, expected = Options().but(**policy), one_scale.before, one_scale.dense
     boxes = bounding_boxes(before > 0.5, options.padding) if options.decode == "bbox" else None
     selection = select(before, options, first=False, boxes=boxes)
-    decoded = selection.points | selection.rest(selection.points & ((before > 0.5) != (expected > 0.5)))
+    decoded = selection.points | selection.rest(selection.points & selection.changed(before, expected))
     assert 0 < decoded.mean() < 1
     p, report = one_scale.by(**policy)
     assert np.abs(p - expected)[decoded].max() <= 1e-5

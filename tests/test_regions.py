@@ -10,7 +10,7 @@ from refine.config import Options
 from refine.coords import Samples
 from refine.models import NETWORKS
 from refine.planes import Held, Interpolated
-from refine.regions import SURE, UNSURE, Selection, at_next, bounding_boxes, dense, margin, read_by_next, select
+from refine.regions import MOVED, SURE, UNSURE, Selection, at_next, bounding_boxes, dense, margin, read_by_next, select
 from refine.tiles import Window, cover
 
 SIZES = [(1, 1), (1, 9), (7, 1), (2, 2), (5, 8), (9, 17), (16, 13), (24, 24)]
@@ -195,6 +195,8 @@ def strided(before: np.ndarray, after: np.ndarray, options: Options, *, first: b
         (top, left), (bottom, right) = corners(cell)[0], corners(cell)[-1]
         decoded[top : bottom + 1, left : right + 1] = True
     changed = decoded & ((before > 0.5) != (after > 0.5))
+    if options.first_pass == "near":
+        changed |= decoded & (np.abs(after - before) > MOVED)
     grid = decoded.copy()
     for cell in cells:
         (top, left), (bottom, right) = corners(cell)[0], corners(cell)[-1]
@@ -209,7 +211,7 @@ def strided(before: np.ndarray, after: np.ndarray, options: Options, *, first: b
 def decoded_by(selection: Selection, before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """What a selection decodes, and the result."""
     p = np.where(selection.points, after, before)
-    rest = selection.rest((before > 0.5) != (p > 0.5))
+    rest = selection.rest(selection.changed(before, p))
     assert not (rest & selection.points).any(), "a pixel is decoded once"
     return selection.points | rest, np.where(rest, after, p)
 
