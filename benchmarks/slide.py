@@ -22,7 +22,9 @@ import tifffile
 from numpy.typing import NDArray
 
 from benchmarks.inputs import CELLS, Pixels
+from benchmarks.results import usable_cores
 from benchmarks.worker import ROOT, forget_peak, limited, peak_resident, resident
+from refine.metrics import intersection_and_union, pooled_iou
 from refine.tiles import Window
 
 OBJECT = (2000, 3000)  # H x W of a scene in the slide
@@ -111,12 +113,6 @@ def refined(folder: Path, cap: str, kill: int) -> None:
     print(json.dumps({**so_far(), "scales": scales}), flush=True)
 
 
-def iou(masks: list[NDArray[np.bool_]], truths: list[NDArray[np.bool_]]) -> float:
-    """Pooled, in percent."""
-    both = sum(np.count_nonzero(m & t) for m, t in zip(masks, truths, strict=True))
-    return 100 * both / sum(np.count_nonzero(m | t) for m, t in zip(masks, truths, strict=True))
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Prints what was done; 0 if the result is better than its coarse mask and the memory held."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.slide", description=(__doc__ or "").splitlines()[0])
@@ -125,7 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--max-memory", default="4GiB")
     parser.add_argument("--kill", type=int, action="append", default=[], help="tile at which a run is killed")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "slide")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     height, width = (int(side) for side in options.size.split("x"))
@@ -152,8 +148,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.kill:
         return 0
     fine = tifffile.imread(folder / "fine.tif") > 0
-    truths = [truth for _, (_, truth, _) in placed]
-    scores = [iou([pair[2] for _, pair in placed], truths), iou([fine[w.slices] for w, _ in placed], truths)]
+    parts = [(truth, coarse, fine[window.slices]) for window, (_, truth, coarse) in placed]
+    scores = [100 * pooled_iou(intersection_and_union(part[i], part[0]) for part in parts) for i in (1, 2)]
     outside = int(np.count_nonzero(fine)) - sum(int(np.count_nonzero(fine[w.slices])) for w, _ in placed)
     print(f"IoU {scores[0]:.2f} -> {scores[1]:.2f}; {outside} px found outside of the objects' scenes")
     return int(scores[1] <= scores[0])

@@ -30,8 +30,9 @@ class Options:
 
     first_pass: str = "near"
     """Where a strided pass looks: "everywhere", at every `stride`-th pixel; or "near", at those within `band` of the
-    contour, and at all pixels of the squares between them that the contour crosses or where the scale before left
-    doubt. The second is cheaper, sees thin changes along the contour, and overlooks what changes far from it."""
+    contour, at all pixels of the squares between them that are within 8 px of it or where the scale before left doubt,
+    and around pixels that moved by more than 0.1 without changing their class. The second is cheaper, sees thin changes
+    along the contour, and overlooks what changes far from it."""
 
     band: int = 24
     """px on both sides of the contour, counted in queries of each scale: wide at coarse scales, narrow at the last."""

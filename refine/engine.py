@@ -135,7 +135,7 @@ class Refiner:
 
         image, coarse_mask: TIFF or BigTIFF, best tiled; the mask may be smaller. out: a TIFF, written whole or not at
         all. What is done so far lies in a folder ``<out>.work`` beside it, from which the same call goes on after it
-        was interrupted or killed; it is removed at the end. Needs disk space for some 7 bytes per px there.
+        was interrupted or killed; it is removed at the end. Needs disk space for some 10 bytes per px there.
 
         Gives what `refine` gives for the same files. Raises as `refine` does.
         """

@@ -113,6 +113,8 @@ def select(before: NDArray[np.float32], options: Options, *, first: bool, boxes:
     first: whether this is the first scale, before which nothing is known but the coarse mask: a first pass "near" is
     one everywhere there.
     """
+    from refine_kernels import contour_band
+
     shape = before.shape
     if options.decode == "dense":
         return Selection(np.ones(shape, bool), np.ones(shape, bool))
@@ -120,21 +122,15 @@ def select(before: NDArray[np.float32], options: Options, *, first: bool, boxes:
         assert boxes is not None
         return Selection(boxes, boxes)
     if options.decode == "contour":
-        band = _band(before, options.band)
+        band = contour_band(before > 0.5, options.band)
         return Selection(band, band)
     if options.first_pass == "everywhere":
         return _strided(np.ones(shape, bool), np.zeros(shape, bool), options.stride)
-    unsure = _band(before, min(UNSURE, options.band)) | ((before > SURE) & (before < 1 - SURE))
-    area = np.ones(shape, bool) if first else _band(before, options.band) | unsure
+    mask = before > 0.5
+    unsure = contour_band(mask, min(UNSURE, options.band)) | ((before > SURE) & (before < 1 - SURE))
+    area = np.ones(shape, bool) if first else contour_band(mask, options.band) | unsure
     # A grid pixel that moved within its class alone would be a dot, of which the next scale makes a spot.
     return replace(_strided(area, unsure, options.stride), moved=MOVED)
-
-
-def _band(before: NDArray[np.float32], band: int) -> NDArray[np.bool_]:
-    from refine_kernels import contour_band
-
-    found: NDArray[np.bool_] = contour_band(before > 0.5, band)
-    return found
 
 
 def _strided(wanted: NDArray[np.bool_], unsure: NDArray[np.bool_], stride: int) -> Selection:
