@@ -21,6 +21,8 @@ from refine_kernels import (
     fill_cells,
     grid_lines,
     interpolate,
+    mask_and_doubt,
+    network_input,
     queries,
     reference,
     reference_queries,
@@ -53,6 +55,13 @@ def comparison(name: str, shape: tuple[int, int]) -> Comparison:
     rng = np.random.default_rng(0)
     if name == "contour_band":
         return Comparison(contour_band, reference.contour_band, (_object(shape), 24))
+    if name == "mask_and_doubt":
+        return Comparison(mask_and_doubt, reference.mask_and_doubt, (rng.random(shape, np.float32), 0.02))
+    if name == "network_input":
+        picture = rng.integers(0, 256, (*shape, 3), np.uint8)
+        statistics = rng.random(3, np.float32), rng.random(3, np.float32)
+        kernel, plain = (_filled(f, (*shape, 4)) for f in (network_input, reference.network_input))
+        return Comparison(kernel, plain, (picture, rng.random(shape, np.float32), *statistics))
     if name == "strided_changes":
         stride = 4
         changed = cv2.resize(
@@ -84,6 +93,8 @@ def comparison(name: str, shape: tuple[int, int]) -> Comparison:
 
 NAMES = (
     "contour_band",
+    "mask_and_doubt",
+    "network_input",
     "strided_changes",
     "area_reduce uint8",
     "area_reduce float32",
@@ -94,6 +105,17 @@ NAMES = (
     "interpolated_decode",
     "ensemble_decode",
 )
+
+
+def _filled(function: Callable[..., None], shape: tuple[int, ...]) -> Callable[..., Any]:
+    """``function``, which fills its last argument, as one that returns the bits of bfloat16."""
+
+    def call(*arguments: Any) -> NDArray[np.uint16]:
+        out = np.empty(shape, np.uint16)
+        function(*arguments, out)
+        return out
+
+    return call
 
 
 def _object(shape: tuple[int, int]) -> NDArray[np.bool_]:

@@ -283,7 +283,7 @@ class Refiner:
             return
         started = self._now()
         rows, columns = (axis[part] for axis, part in zip((view.rows, view.columns), window.slices, strict=True))
-        if selection.area.size <= SMALL or selection.area.mean() > MOST:
+        if selection.area.size <= SMALL or np.count_nonzero(selection.area) > MOST * selection.area.size:
             side = tile + 2 * options.stride + 4 * network.window  # the window in one piece
             latent, first = whole_latent(network, view, window, dtype=self.dtype, tile=side, patch=options.patch)
             cells = Blocks.around(latent, network.stride, first)

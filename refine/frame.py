@@ -128,10 +128,7 @@ class View:
         height, width = mask.shape
         size = tuple(-(-n // multiple) * multiple for n in mask.shape)
         x = torch.empty((1, 4, *size), dtype=dtype, device=self.frame.device, memory_format=torch.channels_last)
-        step = max(1, STRIP // width)
-        for top in range(0, height, step):
-            rows = slice(top, min(top + step, height))
-            x[:, :, rows, :width] = self._together(picture[rows], mask[rows])
+        self._fill(x[:, :, :height, :width], picture, mask)
         x[:, :, :height, width:] = x[:, :, :height, width - 1 : width]
         x[:, :, height:] = x[:, :, height - 1 : height]
         return x
@@ -146,24 +143,36 @@ class View:
 
         def at(points: NDArray[np.int64]) -> Tensor:
             y, x = points.T
-            return self._together(picture[y, x][None], mask[y, x][None])[0, :, 0].T
+            out = torch.empty(len(points), 4, device=self.frame.device)
+            self._fill(out.T[None, :, None], picture[y, x][None], mask[y, x][None])
+            return out
 
         return at
 
     @cached_property
-    def _statistics(self) -> tuple[Tensor, Tensor]:
-        cascade, device = self.frame.cascade, self.frame.device
-        scale = 1 / (255 * torch.tensor(cascade.std, device=device))
-        return scale.view(3, 1, 1), (-torch.tensor(cascade.mean, device=device) * 255 * scale).view(3, 1, 1)
+    def _statistics(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Scale and shift (3,) that normalise a colour of 0..255."""
+        cascade = self.frame.cascade
+        scale = np.float32(1) / (255 * np.asarray(cascade.std, np.float32))
+        return scale, -np.asarray(cascade.mean, np.float32) * 255 * scale
 
-    def _together(self, picture: NDArray[Any], mask: NDArray[np.float32]) -> Tensor:
-        height, width = mask.shape
-        x = torch.empty(1, 4, height, width, device=self.frame.device)
+    def _fill(self, x: Tensor, picture: NDArray[Any], mask: NDArray[np.float32]) -> None:
+        """Fills x (1, 4, h, w) with a picture (h, w, 3), of uint8 or enlarged in float32, and its mask (h, w)."""
         scale, shift = self._statistics
-        colour = _tensor(picture).to(self.frame.device).permute(2, 0, 1)
-        torch.addcmul(shift, colour.float(), scale, out=x[0, :3])
-        torch.mul(_tensor(mask).to(self.frame.device), 2, out=x[0, 3]).sub_(1)
-        return x
+        on_cpu, bits = x.device.type == "cpu", x.dtype == torch.bfloat16
+        if on_cpu and picture.dtype == np.uint8 and (bits or x.dtype == torch.float32):
+            from refine_kernels import network_input
+
+            out = x[0].permute(1, 2, 0)
+            network_input(picture, mask, scale, shift, (out.view(torch.uint16) if bits else out).numpy())
+            return
+        scales, shifts = (torch.from_numpy(v).to(x.device).view(3, 1, 1) for v in (scale, shift))
+        step = max(1, STRIP // mask.shape[1])
+        for top in range(0, len(mask), step):
+            rows = slice(top, top + step)
+            colour = _tensor(picture[rows]).to(x.device).permute(2, 0, 1).float()
+            x[0, :3, rows] = torch.addcmul(shifts, colour, scales)
+            x[0, 3, rows] = _tensor(mask[rows]).to(x.device).mul(2).sub_(1)
 
 
 def _tensor(array: NDArray[Any]) -> Tensor:

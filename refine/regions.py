@@ -93,11 +93,10 @@ class Selection:
             return np.zeros_like(self.points)
         from refine_kernels import grid_lines, strided_changes
 
-        lines = np.ix_(*(grid_lines(n, self.stride) for n in changed.shape))
-        if not (on_grid := changed[lines]).any():
-            return np.zeros_like(self.points)
+        on_grid = changed[np.ix_(*(grid_lines(n, self.stride) for n in changed.shape))]
         found: NDArray[np.bool_] = strided_changes(on_grid, changed.shape, self.stride)
-        return found & self.area & ~self.points
+        found &= self.area
+        return np.greater(found, self.points, out=found)  # and not among the points
 
 
 def margin(options: Options) -> int:
@@ -113,7 +112,7 @@ def select(before: NDArray[np.float32], options: Options, *, first: bool, boxes:
     first: whether this is the first scale, before which nothing is known but the coarse mask: a first pass "near" is
     one everywhere there.
     """
-    from refine_kernels import contour_band
+    from refine_kernels import contour_band, mask_and_doubt
 
     shape = before.shape
     if options.decode == "dense":
@@ -126,8 +125,8 @@ def select(before: NDArray[np.float32], options: Options, *, first: bool, boxes:
         return Selection(band, band)
     if options.first_pass == "everywhere":
         return _strided(np.ones(shape, bool), np.zeros(shape, bool), options.stride)
-    mask = before > 0.5
-    unsure = contour_band(mask, min(UNSURE, options.band)) | ((before > SURE) & (before < 1 - SURE))
+    mask, unsure = mask_and_doubt(before, SURE)
+    unsure |= contour_band(mask, min(UNSURE, options.band))
     area = np.ones(shape, bool) if first else contour_band(mask, options.band) | unsure
     # A grid pixel that moved within its class alone would be a dot, of which the next scale makes a spot.
     return replace(_strided(area, unsure, options.stride), moved=MOVED)

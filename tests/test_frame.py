@@ -108,15 +108,16 @@ def test_a_window_of_the_input_and_of_the_guide_is_that_of_the_whole(cascade, si
                 assert torch.equal(found, guide[part.slices].reshape(-1, 4))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])  # the last has no kernel
 @pytest.mark.parametrize("size", [(1, 1), (40, 61), (64, 32)])
-def test_the_input_is_continued_to_a_multiple_by_its_last_pixels(monkeypatch, size):
+def test_the_input_is_continued_to_a_multiple_by_its_last_pixels(monkeypatch, size, dtype):
     view = viewed(framed(*size, AREA), size, size)
     x = view.input(window_of(size))
     rows, columns = (np.minimum(np.arange(-(-n // 32) * 32), n - 1) for n in size)
     monkeypatch.setattr("refine.frame.STRIP", 100)
-    continued = view.input(window_of(size), torch.bfloat16, 32)
+    continued = view.input(window_of(size), dtype, 32)
     assert continued.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(continued, x[:, :, rows][..., columns].bfloat16())
+    assert torch.equal(continued, x[:, :, rows][..., columns].to(dtype))
 
 
 def test_a_guide_is_the_picture_at_the_queries_and_the_inputs_mask_enlarged():

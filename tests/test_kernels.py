@@ -10,6 +10,7 @@ from threading import Barrier
 import cv2
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
@@ -24,6 +25,8 @@ from refine_kernels import (
     fill_cells,
     grid_lines,
     interpolate,
+    mask_and_doubt,
+    network_input,
     reference,
     strided_changes,
     threads,
@@ -338,11 +341,54 @@ class TestInterpolate:
         assert interpolate(ramp, halves, halves).item() == 16.5
 
 
+class TestMaskAndDoubt:
+    def test_limits_are_in_neither(self):
+        p = np.array([[0, 0.1, 0.2, 0.5, 0.6, 0.9, 1]], np.float32)
+        mask, doubt = mask_and_doubt(p, 0.1)
+        assert mask.tolist() == [[False, False, False, False, True, True, True]]
+        assert doubt.tolist() == [[False, False, True, True, True, False, False]]
+
+
+class TestNetworkInput:
+    SCALE, SHIFT = np.array([0.01, 0.02, 0.017], np.float32), np.array([-2.1, -2.0, -1.8], np.float32)
+
+    @pytest.mark.parametrize("dtype", [np.float32, np.uint16])
+    @pytest.mark.parametrize("size", [*EDGES, (40, 33)])
+    def test_equals_its_plain_twin_to_the_bit(self, dtype, size):
+        given = picture(size, np.uint8), picture(size, np.float32), self.SCALE, self.SHIFT
+        found, expected = np.empty((*size, 4), dtype), np.empty((*size, 4), dtype)
+        network_input(*given, found)
+        reference.network_input(*given, expected)
+        np.testing.assert_array_equal(found, expected)
+
+    def test_16_bits_are_torchs_bfloat16(self):
+        image, mask = picture((50, 60), np.uint8), picture((50, 60), np.float32)
+        wide, narrow = (np.empty((50, 60, 4), dtype) for dtype in (np.float32, np.uint16))
+        for out in (wide, narrow):
+            network_input(image, mask, self.SCALE, self.SHIFT, out)
+        expected = torch.from_numpy(wide).bfloat16().view(torch.uint16).numpy()
+        np.testing.assert_array_equal(narrow, expected)
+
+    def test_a_part_of_an_array_is_filled_and_the_rest_is_left(self):
+        out = np.full((6, 9, 4), 7, np.float32)
+        network_input(picture((4, 5), np.uint8), np.ones((4, 5), np.float32), self.SCALE, self.SHIFT, out[1:5, 2:7])
+        assert (out[1:5, 2:7, 3] == 1).all()
+        out[1:5, 2:7] = 7
+        assert (out == 7).all()
+
+    def test_an_array_of_another_size_or_type_is_refused(self):
+        image, mask = np.zeros((4, 5, 3), np.uint8), np.zeros((4, 5), np.float32)
+        for out in (np.empty((4, 4, 4), np.float32), np.empty((4, 5, 4), np.float64)):
+            with pytest.raises(AssertionError):
+                network_input(image, mask, self.SCALE, self.SHIFT, out)
+
+
 def calls():
     mask, image = blobs((201, 150)), picture((201, 150), np.uint8)
     changed = blobs((26, 20), smooth=0)
     return {
         "contour_band": (mask, 5),
+        "mask_and_doubt": (picture((201, 150), np.float32), 0.1),
         "strided_changes": (changed, (201, 150), 8),
         "area_reduce": (image, (201, 150), (101, 74), (0, 101, 0, 74), (0, 0)),
         "band_counts": (mask, blobs((201, 150), 1), [2, 7]),
@@ -444,8 +490,8 @@ def test_a_forked_child_may_call_kernels_after_its_parent_did():
 def test_importing_loads_no_numba_and_compiles_nothing():
     run("import sys, refine_kernels; assert not {'numba', 'cv2', 'scipy'} & set(sys.modules)")
     run(
-        "from refine_kernels import counts, regions, resize\n"
-        "found = [k for m in (counts, regions, resize) for k in vars(m).values() if hasattr(k, 'signatures')]\n"
+        "from refine_kernels import counts, inputs, regions, resize\n"
+        "found = [k for m in (counts, inputs, regions, resize) for k in vars(m).values() if hasattr(k, 'signatures')]\n"
         "assert len(found) > 7 and not any(k.signatures for k in found)"
     )
 

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from refine_kernels.counts import band_counts
-    from refine_kernels.regions import any_in_cells, contour_band, fill_cells, grid_lines, strided_changes
+    from refine_kernels.inputs import network_input
+    from refine_kernels.regions import (
+        any_in_cells,
+        contour_band,
+        fill_cells,
+        grid_lines,
+        mask_and_doubt,
+        strided_changes,
+    )
     from refine_kernels.resize import area_reduce, covered, interpolate
     from refine_kernels.threads import set_threads
 
@@ -23,6 +31,8 @@ __all__ = [
     "fill_cells",
     "grid_lines",
     "interpolate",
+    "mask_and_doubt",
+    "network_input",
     "set_threads",
     "strided_changes",
 ]
@@ -36,6 +46,8 @@ _LAZY = {
     "fill_cells": "regions",
     "grid_lines": "regions",
     "interpolate": "resize",
+    "mask_and_doubt": "regions",
+    "network_input": "inputs",
     "set_threads": "threads",
     "strided_changes": "regions",
 }

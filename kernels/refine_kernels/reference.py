@@ -16,6 +16,11 @@ from refine_kernels.regions import grid_lines
 from refine_kernels.resize import Between
 
 
+def mask_and_doubt(p: NDArray[np.float32], sure: float) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Comparisons of whole arrays."""
+    return p > 0.5, (p > np.float32(sure)) & (p < np.float32(1 - sure))
+
+
 def contour_band(mask: NDArray[np.bool_], band: int) -> NDArray[np.bool_]:
     """Where the largest and the least value of the square around a pixel differ."""
     side = 2 * band + 1
@@ -50,6 +55,21 @@ def fill_cells(
     inside[rows[1:]] |= inside[rows[1:] - 1]
     inside[:, columns[1:]] |= inside[:, columns[1:] - 1]
     return inside
+
+
+def network_input(
+    picture: NDArray[np.uint8],
+    mask: NDArray[np.float32],
+    scale: NDArray[np.float32],
+    shift: NDArray[np.float32],
+    out: NDArray[Any],
+) -> None:
+    """Whole arrays; a bfloat16 is a float32 of 8 significant bits."""
+    x = np.concatenate((picture * scale + shift, 2 * mask[..., None] - np.float32(1)), -1, dtype=np.float32)
+    if out.dtype == np.uint16:
+        significand, exponent = np.frexp(x)
+        x = np.ldexp(np.rint(significand * 256) / 256, exponent).view(np.uint32) >> 16
+    out[...] = x
 
 
 def interpolate(source: NDArray[Any], rows: Between, columns: Between) -> NDArray[np.float32]:

@@ -9,6 +9,14 @@ from numpy.typing import NDArray
 from refine_kernels.threads import share
 
 
+def mask_and_doubt(p: NDArray[np.float32], sure: float) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Where probabilities (H, W) float32 are above 0.5, and where they are between ``sure`` and 1 - ``sure``."""
+    mask, doubt = np.empty(p.shape, np.bool_), np.empty(p.shape, np.bool_)
+    p = np.ascontiguousarray(p, np.float32)
+    share(_mask_and_doubt_kernel, len(p), p, np.float32(sure), np.float32(1 - sure), mask, doubt)
+    return mask, doubt
+
+
 def contour_band(mask: NDArray[np.bool_], band: int) -> NDArray[np.bool_]:
     """Pixels (H, W) bool that have one of the other class within ``band`` px in y and in x.
 
@@ -67,6 +75,15 @@ def strided_changes(changed: NDArray[np.bool_], size: tuple[int, int], stride: i
     out = np.zeros(size, np.bool_)
     share(_strided_changes_kernel, len(rows), np.ascontiguousarray(changed, np.bool_), rows, columns, out)
     return out
+
+
+@njit(nogil=True, cache=True)
+def _mask_and_doubt_kernel(first: Any, last: Any, p: Any, low: Any, high: Any, mask: Any, doubt: Any) -> None:
+    for i in range(first, last):
+        row, above, between = p[i], mask[i], doubt[i]
+        for x in range(row.size):
+            above[x] = row[x] > np.float32(0.5)
+            between[x] = (row[x] > low) & (row[x] < high)
 
 
 @njit(nogil=True, cache=True)
@@ -133,10 +150,12 @@ def one_class(mask: Any, top: Any, bottom: Any, left: Any, right: Any) -> Any:
 @njit(nogil=True, cache=True)
 def _strided_changes_kernel(first: Any, last: Any, changed: Any, rows: Any, columns: Any, out: Any) -> None:
     # A grid row looks at its own pixels; the rows up to the next grid row look at both, and on grid columns too. Loops,
-    # since whole-array expressions take three times as long to compile.
+    # since whole-array expressions take three times as long to compile. ``out`` is False where nothing changed.
     for i in range(first, last):
-        _between(changed[i], changed[i], columns, out[rows[i]])
-        if i + 1 < len(rows):
+        here = changed[i].any()
+        if here:
+            _between(changed[i], changed[i], columns, out[rows[i]])
+        if i + 1 < len(rows) and (here or changed[i + 1].any()):
             for y in range(rows[i] + 1, rows[i + 1]):
                 _between(changed[i], changed[i + 1], columns, out[y])
                 for j in range(len(columns)):

@@ -1,0 +1,64 @@
+"""What a network reads: a picture's colours, normalised, with its mask beside them."""
+
+from typing import Any
+
+import numpy as np
+from numba import njit, types
+from numba.extending import overload
+from numpy.typing import NDArray
+
+from refine_kernels.threads import share
+
+
+def network_input(
+    picture: NDArray[np.uint8],
+    mask: NDArray[np.float32],
+    scale: NDArray[np.float32],
+    shift: NDArray[np.float32],
+    out: NDArray[Any],
+) -> None:
+    """Fills out (H, W, 4), float32 or uint16 that are the bits of bfloat16.
+
+    Its first three channels are picture * scale + shift, of picture (H, W, 3) and scale and shift (3,); the last one is
+    2 mask - 1, of mask (H, W). Rounded to the nearest, halves to even.
+    """
+    assert out.shape == (*mask.shape, 4) == (*picture.shape[:2], 4), (out.shape, mask.shape, picture.shape)
+    assert out.dtype in (np.float32, np.uint16), out.dtype
+    levels = np.arange(256, dtype=np.float32)[:, None] * scale + shift  # (256, 3): a pixel has no other colours
+    table = _bits(levels) if out.dtype == np.uint16 else levels
+    arguments = np.ascontiguousarray(picture), np.ascontiguousarray(mask, np.float32), table
+    share(_network_input_kernel, len(out), *arguments, out)
+
+
+def _bits(x: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """The bits of bfloat16 of finite values."""
+    bits = x.view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def _rounded(x: Any, like: Any) -> Any:
+    """A float32 as a value of ``like``'s type; for kernels alone."""
+    raise NotImplementedError
+
+
+@overload(_rounded, inline="always")
+def _rounded_as(x: Any, like: Any) -> Any:
+    def narrowed(x: Any, like: Any) -> Any:
+        bits = np.float32(x).view(np.uint32)
+        return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
+
+    def same(x: Any, like: Any) -> Any:
+        return x
+
+    return narrowed if like == types.uint16 else same
+
+
+@njit(nogil=True, cache=True)
+def _network_input_kernel(first: Any, last: Any, picture: Any, mask: Any, table: Any, out: Any) -> None:
+    for i in range(first, last):
+        colours, values, row = picture[i], mask[i], out[i]
+        for x in range(values.size):
+            row[x, 0] = table[colours[x, 0], 0]
+            row[x, 1] = table[colours[x, 1], 1]
+            row[x, 2] = table[colours[x, 2], 2]
+            row[x, 3] = _rounded(np.float32(2) * values[x] - np.float32(1), row[x, 3])
