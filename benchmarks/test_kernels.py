@@ -17,6 +17,7 @@ from refine_kernels import (
     any_in_cells,
     area_reduce,
     band_counts,
+    classes_in_cells,
     contour_band,
     fill_cells,
     grid_lines,
@@ -77,6 +78,9 @@ def comparison(name: str, shape: tuple[int, int]) -> Comparison:
         return Comparison(area_reduce, reference.area_reduce, (rng.integers(0, 256, (*shape, 3), np.uint8), *arguments))
     if name == "any_in_cells":
         return Comparison(any_in_cells, reference.any_in_cells, (_object(shape), *(np.arange(0, n, 4) for n in shape)))
+    if name == "classes_in_cells":
+        ends = tuple(np.arange(0, n, 8) for n in shape)
+        return Comparison(classes_in_cells, reference.classes_in_cells, (rng.random(shape, np.float32), *ends))
     if name == "fill_cells":
         starts = [np.arange(0, n, 4) for n in shape]
         cells = _object((len(starts[0]), len(starts[1])))
@@ -99,6 +103,7 @@ NAMES = (
     "area_reduce uint8",
     "area_reduce float32",
     "any_in_cells",
+    "classes_in_cells",
     "fill_cells",
     "interpolate",
     "band_counts",

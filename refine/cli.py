@@ -184,6 +184,7 @@ MaxMemory = Annotated[
     str | None,
     _machine("--max-memory BYTES", "Most memory to take, as in 2GiB; a TIFF that does not fit is refined by windows."),
 ]
+NoGuard = Annotated[bool, _method("--no-guard", "Keep parts and holes that touch nothing of the coarse mask.")]
 Json = Annotated[bool, _output("--json", "Print JSON.")]
 
 
@@ -221,6 +222,7 @@ def _refine(
     band: Band = None,
     padding: Padding = None,
     coarse_decode: CoarseDecode = None,
+    no_guard: NoGuard = False,
     dry_run: Annotated[bool, _row("--dry-run", "Print how each picture would be refined; do nothing.")] = False,
     version: Annotated[bool, _row("--version", "Print the version.", callback=_version, is_eager=True)] = False,
 ) -> None:
@@ -245,6 +247,7 @@ def _refine(
         band=band,
         padding=padding,
         coarse_decode=coarse_decode,
+        guard=False if no_guard else None,
     )
     todo: list[Pair] = []
     there: list[Pair] = []
@@ -530,6 +533,7 @@ def _evaluate(
     band: Band = None,
     padding: Padding = None,
     coarse_decode: CoarseDecode = None,
+    no_guard: NoGuard = False,
 ) -> None:
     """Score refined masks against ground truth: a table of IoU and mBA per set."""
     from refine.evaluation import evaluate_command
@@ -551,6 +555,7 @@ def _evaluate(
             band=band,
             padding=padding,
             coarse_decode=coarse_decode,
+            guard=False if no_guard else None,
         ),
     )
 

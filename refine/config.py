@@ -44,6 +44,11 @@ class Options:
     """Where the scales before the last are decoded: "full" at every pixel of the picture, as published; "next" only at
     the samples that the next scale reads, 1/64 to 1 of them. None is what the model was trained for."""
 
+    guard: bool | None = None
+    """Whether to take back, after every scale, parts of the result that touch nothing of the coarse mask, and holes
+    that touch nothing of its background, told on the grid of the first scale (`refine.guard`). None is the model's own
+    choice."""
+
     tile: int | None = None
     """px of scaled image that the encoder takes at once, without its halo; the result does not depend on it. None is
     the network's own choice."""
@@ -75,9 +80,10 @@ class Options:
             if not isinstance(value, Integral) or isinstance(value, bool) or value < lowest:
                 raise OptionError(f"{name}={value!r} is not possible; give a whole number of at least {lowest}")
         _ = self.max_bytes  # what cannot be read is told here
-        for name in ("keep_scales", "allow_large"):
-            if not isinstance(getattr(self, name), bool):
-                raise OptionError(f"{name}={getattr(self, name)!r} is not possible; give True or False")
+        for name in ("keep_scales", "allow_large", "guard"):
+            value = getattr(self, name)
+            if not isinstance(value, bool) and not (name == "guard" and value is None):
+                raise OptionError(f"{name}={value!r} is not possible; give True or False")
 
     @property
     def max_bytes(self) -> int | None:
@@ -120,6 +126,9 @@ class Cascade:
     """Default of the option of that name."""
 
     decode: str = "dense"
+    """Default of the option of that name."""
+
+    guard: bool = False
     """Default of the option of that name."""
 
     empty: float = 1.0

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -28,6 +28,7 @@ from refine.devices import peak_memory, resolve_device, resolve_dtype, return_fr
 from refine.errors import OptionError
 from refine.features import latent_at, whole_latent
 from refine.frame import Frame, View, scaled
+from refine.guard import Guard
 from refine.io import PathLike, Source
 from refine.loading import load_network
 from refine.plan import Plan, plan
@@ -183,7 +184,9 @@ class Refiner:
         """The options of a call, where None is the model's own choice."""
         options, cascade = self.options.but(**changes), self.spec.cascade
         return options.but(
-            decode=options.decode or cascade.decode, coarse_decode=options.coarse_decode or cascade.coarse_decode
+            decode=options.decode or cascade.decode,
+            coarse_decode=options.coarse_decode or cascade.coarse_decode,
+            guard=cascade.guard if options.guard is None else options.guard,
         )
 
     def _cascade(self, frame: Frame, options: Options, plan: Plan, progress: Progress | None = None) -> _Outcome:
@@ -194,6 +197,7 @@ class Refiner:
             return outcome
         scales = self.spec.cascade.at(*frame.original)
         sizes = [frame.scaled(scale) for scale in scales]
+        guard = Guard(frame, sizes[0]) if options.guard else None
         tell = _Told(progress, plan.tiles)
         for scale, size, following in zip(scales, sizes, (*sizes[1:], None), strict=True):
             grid = self._grid(frame, size, following, options)
@@ -202,10 +206,12 @@ class Refiner:
             if grid.samples and frame.may_be_empty(p):  # too little is known to tell whether it is all empty
                 grid = dense(self.network, frame.size, size)
                 p, report = step(grid, first=scale == scales[0])
-            if not grid.samples and frame.is_empty(p):
-                p = Constant(0.0, p.size)
-                outcome.warnings.append(f"nothing of the mask was left at scale {scale:g}")
+            if guard is not None:
+                report = replace(report, taken_back=guard.take_back(p, f"{scale:g}"))
             outcome.last = p if grid.samples is None else Interpolated(p, *(s.table for s in grid.samples))
+            if not grid.samples and frame.is_empty(p):
+                outcome.last = Constant(0.0, p.size)
+                outcome.warnings.append(f"nothing of the mask was left at scale {scale:g}")
             outcome.reports.append(report)
             if options.keep_scales:
                 outcome.kept[scale] = frame.cut(outcome.last)
@@ -223,7 +229,7 @@ class Refiner:
         grid: Grid,
         *,
         first: bool,
-    ) -> tuple[Plane, ScaleReport]:
+    ) -> tuple[Held, ScaleReport]:
         """Probabilities at a grid of queries, from the ``current`` ones."""
         return_freed_memory()
         view = View.of(frame, size, current, grid.rows, grid.columns)

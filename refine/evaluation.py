@@ -3,7 +3,8 @@ comparisons with other evaluations.
 
 A set is a folder of ``<name>_im.*``, ``<name>_gt.png`` and ``<name>_seg.png``: picture, truth and coarse mask. Truth
 and coarse mask are set where > 128, alpha mattes too. Per set: IoU is pooled (the sum of the intersections over the
-sum of the unions), mBA is the mean over the pictures.
+sum of the unions), mBA is the mean over the pictures. The harm that refining did (`refine.metrics.Harm`): far errors
+are pooled as IoU is, fragments and holes are means over the pictures, lost objects are added up.
 """
 
 import json
@@ -21,7 +22,7 @@ from tqdm import tqdm
 
 from refine.errors import FileError, InputError, OptionError
 from refine.io import IMAGE_SUFFIXES, check_folder, read_mask, write_atomic, write_image
-from refine.metrics import intersection_and_union, mean_boundary_accuracy, pooled_iou
+from refine.metrics import Harm, harm, intersection_and_union, mean_boundary_accuracy, pooled_far, pooled_iou
 from refine.pairs import MASK_ENDING, TRUTH_ENDING, big_images
 from refine.prepare import as_image, as_mask
 
@@ -65,6 +66,7 @@ class Row:
     coarse: Score
     refined: Score
     seconds: float  # inside the refiner
+    harm: Harm | None = None  # none in lines that were written before it was measured
 
     @property
     def iou_change(self) -> float:
@@ -78,19 +80,23 @@ class Row:
             for when, score in (("coarse", self.coarse), ("refined", self.refined))
             for figure in ("iou", "mba", "intersection", "union")
         }
-        return {"set": self.set, "name": self.name, **scores, "seconds": self.seconds}
+        harm = {} if self.harm is None else {"far": self.harm.far, **asdict(self.harm)}
+        return {"set": self.set, "name": self.name, **scores, **harm, "seconds": self.seconds}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Raises KeyError, TypeError or ValueError for what `as_dict` cannot have made."""
+        """Raises KeyError, TypeError or ValueError for what `as_dict` cannot have made, with harm or without."""
         coarse, refined = (
             Score(**{field.name: values[f"{field.name}_{when}"] for field in fields(Score)})
             for when in ("coarse", "refined")
         )
-        row = cls(values["set"], values["name"], coarse, refined, values["seconds"])
+        names = [field.name for field in fields(Harm)]
+        harm = Harm(**{name: values[name] for name in names}) if any(name in values for name in names) else None
+        row = cls(values["set"], values["name"], coarse, refined, values["seconds"], harm)
         if not (isinstance(row.set, str) and isinstance(row.name, str) and row.seconds > 0):
             raise ValueError("no picture, or no time")
-        if not all(0 <= s.intersection <= s.union and 0 <= s.mba <= 1 for s in (coarse, refined)):
+        possible = [0 <= s.intersection <= s.union and 0 <= s.mba <= 1 for s in (coarse, refined)]
+        if not all(possible) or (harm is not None and not all(count >= 0 for count in asdict(harm).values())):
             raise ValueError("impossible figures")
         return row
 
@@ -164,7 +170,15 @@ def evaluate(
         start = time.perf_counter()
         refined = refiner(image, coarse)
         seconds = time.perf_counter() - start
-        row = Row(name, item.name, score(as_binary(coarse), truth), score(refined, truth), seconds)
+        before = as_binary(coarse)
+        row = Row(
+            set=name,
+            name=item.name,
+            coarse=score(before, truth),
+            refined=score(refined, truth),
+            seconds=seconds,
+            harm=harm(refined, before, truth),
+        )
         rows.append(row)
         if seen is not None:
             seen(row, np.asarray(refined, bool))
@@ -188,7 +202,7 @@ def as_binary(soft: NDArray[np.float32]) -> Mask:
 
 @dataclass(frozen=True)
 class Summary:
-    """A set's figures by the protocol: IoU pooled, mBA averaged, both in %."""
+    """A set's figures by the protocol: IoU pooled, mBA averaged, both in %; and harm, where all rows have it."""
 
     set: str
     pictures: int
@@ -199,6 +213,10 @@ class Summary:
     worst_change: float  # lowest gain of a picture's own IoU, in points
     worst_name: str
     seconds: float  # mean of a picture
+    far: float | None = None  # errors, pooled, in % of the truths' areas
+    fragments: float | None = None  # mean of a picture
+    holes: float | None = None  # mean of a picture
+    lost: int | None = None  # objects, of all pictures
 
 
 def summarise(rows: Sequence[Row]) -> list[Summary]:
@@ -208,6 +226,7 @@ def summarise(rows: Sequence[Row]) -> list[Summary]:
         of_set = [row for row in rows if row.set == name]
         worst = min(of_set, key=lambda row: row.iou_change)
         before, after = [row.coarse for row in of_set], [row.refined for row in of_set]
+        harms = [row.harm for row in of_set if row.harm is not None]
         summaries.append(
             Summary(
                 set=name,
@@ -219,6 +238,7 @@ def summarise(rows: Sequence[Row]) -> list[Summary]:
                 worst_change=100 * worst.iou_change,
                 worst_name=worst.name,
                 seconds=sum(row.seconds for row in of_set) / len(of_set),
+                **(_summed(harms) if len(harms) == len(of_set) else {}),
             )
         )
     return summaries
@@ -228,25 +248,56 @@ def _pooled(scores: Sequence[Score]) -> float:
     return 100 * pooled_iou((s.intersection, s.union) for s in scores)
 
 
+def _summed(harms: Sequence[Harm]) -> dict[str, Any]:
+    """The figures of a summary that are of harm."""
+    return {
+        "far": 100 * pooled_far((h.far_px, h.truth_px) for h in harms),
+        "fragments": sum(h.fragments for h in harms) / len(harms),
+        "holes": sum(h.holes for h in harms) / len(harms),
+        "lost": sum(h.lost for h in harms),
+    }
+
+
 def _mean_mba(scores: Sequence[Score]) -> float:
     return 100 * sum(s.mba for s in scores) / len(scores)
 
 
+_LEGEND: Final = """\
+What refining broke: far %, pixels far from the coarse mask's contour that were right and are wrong, in % of the truth's
+area; fragments/holes, a picture, that neither the coarse mask nor the truth has; lost, objects the coarse mask had."""
+
+
 def table(rows: Sequence[Row]) -> str:
-    """The sets' figures as a Markdown table: pooled IoU / mean mBA in %."""
+    """The sets' figures as a Markdown table: pooled IoU / mean mBA in %, and harm, as the lines below it say."""
     lines = [
-        "| set | pictures | coarse IoU/mBA | refined IoU/mBA | gain | worst picture's IoU | s a picture |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for s in summarise(rows):
-        figures = (
+        (
+            s.set,
+            str(s.pictures),
             f"{s.iou_coarse:.2f}/{s.mba_coarse:.2f}",
             f"{s.iou_refined:.2f}/{s.mba_refined:.2f}",
             f"{s.iou_refined - s.iou_coarse:+.2f}/{s.mba_refined - s.mba_coarse:+.2f}",
             f"{s.worst_change:+.2f} ({s.worst_name})",
+            _figure(s.far, ".3f"),
+            f"{_figure(s.fragments, '.1f')}/{_figure(s.holes, '.1f')}",
+            _figure(s.lost, "d"),
+            f"{s.seconds:.2f}",
         )
-        lines.append(f"| {s.set} | {s.pictures} | {' | '.join(figures)} | {s.seconds:.2f} |")
-    return "\n".join(lines)
+        for s in summarise(rows)
+    ]
+    header = "set|pictures|coarse IoU/mBA|refined IoU/mBA|gain|worst picture's IoU|far %|fragments/holes|lost|seconds"
+    return f"{_markdown(header.split('|'), lines)}\n\n{_LEGEND}"
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A table with its columns aligned, for a terminal too."""
+    cells = [list(header), *map(list, lines)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    cells.insert(1, ["-" * width for width in widths])
+    return "\n".join(f"| {' | '.join(map(str.ljust, row, widths))} |" for row in cells)
 
 
 def evaluate_command(
@@ -331,7 +382,10 @@ def read_rows(folder: Path) -> list[Row]:
 
 @dataclass(frozen=True)
 class Change:
-    """A set's figures in two evaluations of the same pictures: IoU pooled and mBA averaged, of refined masks."""
+    """A set's refined masks in two evaluations of the same pictures: IoU and far errors pooled, mBA averaged.
+
+    far_base, far_change: none where an evaluation was made before far errors were measured.
+    """
 
     set: str
     pictures: int
@@ -341,6 +395,8 @@ class Change:
     mba_change: float
     worst_change: float  # lowest gain of a picture's own IoU, in points
     worst_name: str
+    far_base: float | None  # in % of the truths' areas
+    far_change: float | None  # of the other evaluation, in points
     seconds_ratio: float  # the other's over the base's
 
 
@@ -362,28 +418,44 @@ class Comparison:
         """The largest absolute change of a set's mBA, in points."""
         return max(abs(change.mba_change) for change in self.changes)
 
+    @property
+    def largest_far_change(self) -> float | None:
+        """The largest absolute change of a set's far errors, in points; none where no set has one."""
+        return max((abs(change.far_change) for change in self.changes if change.far_change is not None), default=None)
+
     def as_dict(self) -> dict[str, object]:
         """JSON-ready."""
-        largest = {name: getattr(self, name) for name in ("largest_iou_change", "largest_mba_change")}
+        names = ("largest_iou_change", "largest_mba_change", "largest_far_change")
+        largest = {name: getattr(self, name) for name in names}
         return {**asdict(self), **largest}
 
     def table(self) -> str:
-        """A Markdown table with a row a set: IoU / mBA in %, changes in points; below it the largest changes."""
+        """A Markdown table with a row a set: figures in %, changes in points; below it the largest changes."""
         lines = [
-            f"{self.run} beside {self.base}",
-            "",
-            "| set | pictures | base IoU/mBA | change IoU/mBA | worst picture's IoU | seconds ratio |",
-            "|---|---|---|---|---|---|",
-        ]
-        for c in self.changes:
-            figures = (
+            (
+                c.set,
+                str(c.pictures),
                 f"{c.iou_base:.2f}/{c.mba_base:.2f}",
                 f"{c.iou_change:+.4f}/{c.mba_change:+.4f}",
                 f"{c.worst_change:+.4f} ({c.worst_name})",
+                _figure(c.far_base, ".3f"),
+                _figure(c.far_change, "+.4f"),
+                f"{c.seconds_ratio:.3f}",
             )
-            lines.append(f"| {c.set} | {c.pictures} | {' | '.join(figures)} | {c.seconds_ratio:.3f} |")
+            for c in self.changes
+        ]
+        header = "set|pictures|base IoU/mBA|change IoU/mBA|worst picture's IoU|base far %|change far %|seconds ratio"
         largest = f"IoU {self.largest_iou_change:.4f}, mBA {self.largest_mba_change:.4f}"
-        return "\n".join((*lines, "", f"largest change of a set: {largest}"))
+        if self.largest_far_change is not None:
+            largest += f", far % {self.largest_far_change:.4f}"
+        parts = [
+            f"{self.run} beside {self.base}",
+            _markdown(header.split("|"), lines),
+            f"largest change of a set: {largest}",
+        ]
+        if any(c.far_change is None for c in self.changes):
+            parts.append("-: not measured when one of the two was made; evaluate it again for far errors")
+        return "\n\n".join(parts)
 
 
 def compare(base: Path, run: Path) -> Comparison:
@@ -412,6 +484,8 @@ def compare(base: Path, run: Path) -> Comparison:
                 mba_change=r.mba_refined - b.mba_refined,
                 worst_change=own[worst],
                 worst_name=worst,
+                far_base=b.far,
+                far_change=None if b.far is None or r.far is None else r.far - b.far,
                 seconds_ratio=r.seconds / b.seconds,
             )
         )

@@ -32,6 +32,8 @@ class ScaleReport:
     """Pixels that kept the value they had."""
     encoded: float
     """Share of the scale's latent that was computed."""
+    taken_back: int = 0
+    """Pixels that the guard gave the coarse mask's value (`refine.guard`)."""
 
 
 @dataclass(frozen=True)

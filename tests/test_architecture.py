@@ -18,15 +18,16 @@ LAYERS = (
     ("io", "coords", "tiles", "planes", "slides", "blocks", "result", "metrics", "checkpoint", "pairs", "devices"),
     ("models",),
     ("loading",),
-    ("prepare", "frame", "regions", "plan", "guidance", "features", "decode"),
+    ("prepare", "frame", "regions", "guard", "plan", "guidance", "features", "decode"),
     ("methods",),
     ("engine",),
-    ("training", "evaluation"),
+    ("evaluation",),
+    ("training",),
     ("demo",),
     ("serving",),
     ("cli",),
 )
-STAGES = {"prepare", "frame", "regions", "plan", "guidance", "features", "decode"}
+STAGES = {"prepare", "frame", "regions", "guard", "plan", "guidance", "features", "decode"}
 
 # Imports within a layer, each with its reason.
 SIDEWAYS = {
@@ -35,6 +36,7 @@ SIDEWAYS = {
     ("planes", "tiles"): "planes are read by windows",
     ("slides", "tiles"): "slides are read by windows",
     ("slides", "io"): "only io knows what pixels of a file mean",
+    ("guard", "frame"): "what it keeps to is the frame's coarse mask",
     ("features", "frame"): "the network's input is read from a view, whose type frame defines",
 }
 

@@ -277,7 +277,9 @@ def test_options_reach_the_refiner_and_those_not_given_keep_its_defaults(run: Ru
     run("cat.png", "masks/coarse.png", "--weights", "w.pth")
     given = {"model": "crm-r50", "tile": 512, "dtype": "float32", "device": "cpu"}
     run("cat.png", "masks/coarse.png", "--allow-large", "--coarse-decode", "full")
-    assert engine.made == [{}, given, {"weights": Path("w.pth")}, {"allow_large": True, "coarse_decode": "full"}]
+    run("cat.png", "masks/coarse.png", "--no-guard")
+    flags = [{"allow_large": True, "coarse_decode": "full"}, {"guard": False}]
+    assert engine.made == [{}, given, {"weights": Path("w.pth")}, *flags]
 
 
 @pytest.mark.parametrize(

@@ -529,9 +529,13 @@ def test_run_keeps_its_refiner(tmp_path, monkeypatch):
         ({"tile": 3}, "at least 32"),
         ({"stride": 0}, "stride=0 is not possible; give a whole number of at least 1"),
         ({"band": 0}, "band=0 is not possible; give a whole number of at least 1"),
+        ({"guard": "yes"}, "guard=.yes. is not possible; give True or False"),
         ({"padding": -1}, "padding=-1 is not possible; give a whole number of at least 0"),
         ({"first_pass": "none"}, "known are near, everywhere"),
-        ({"tiles": 256}, "the options are decode, stride, first_pass, band, padding, coarse_decode, tile, patch"),
+        (
+            {"tiles": 256},
+            "the options are decode, stride, first_pass, band, padding, coarse_decode, guard, tile, patch",
+        ),
     ],
 )
 def test_an_unknown_option_lists_the_known_ones(options, known):

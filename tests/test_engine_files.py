@@ -36,14 +36,18 @@ def stored(path: Path) -> np.ndarray:
     return read_mask(path) > 0
 
 
-@pytest.mark.parametrize("options", [{"decode": "dense"}, {"decode": "contour"}, {"decode": "strided"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"decode": "dense"}, {"decode": "dense", "guard": True}, {"decode": "contour"}, {"decode": "strided"}],
+    ids=str,
+)
 def test_window_by_window_is_the_whole(refiner, files, tmp_path, options):
     whole = refiner.refine(*files, **options)
     told: list[tuple[int, int]] = []
     out = tmp_path / "out.tif"
     report = refiner.refine_file(*files, out, tile=256, progress=lambda *at: told.append(at), **options)
     np.testing.assert_array_equal(stored(out), whole.mask)
-    assert [s.size for s in report.scales] == [s.size for s in whole.report.scales]
+    assert [(s.size, s.taken_back) for s in report.scales] == [(s.size, s.taken_back) for s in whole.report.scales]
     tiles = refiner.plan((460, 700), tile=256, windowed=True).tiles
     assert tiles > 6
     assert told == [(n + 1, tiles) for n in range(tiles)]

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,6 +27,7 @@ from refine.evaluation import (
     table,
 )
 from refine.io import read_image, write_mask
+from refine.metrics import Harm, harm
 
 HELDOUT = Path(__file__).parents[2] / "shared" / "data" / "heldout"
 DATA_README = {  # pooled IoU / mBA of the coarse masks as published with the data
@@ -117,10 +119,47 @@ def test_a_refiner_that_finds_the_object_scores_full_marks(tmp_path):
 
 def test_the_table_has_a_row_a_set(tmp_path):
     rows = evaluate([write_set(tmp_path / "one"), write_set(tmp_path / "two")], lambda image, mask: mask > 0.5)
-    lines = table(rows).splitlines()
+    lines = table(rows).split("\n\n")[0].splitlines()
     assert [line.split("|")[1].strip() for line in lines[2:]] == ["one", "two"]
     assert len({line.count("|") for line in lines}) == 1
+    assert len({len(line) for line in lines}) == 1  # columns are aligned
     assert "+0.00/+0.00" in lines[2]
+    assert [cell.strip() for cell in lines[2].split("|")][7:10] == ["0.000", "0.0/0.0", "0"]
+
+
+def breaking(image, mask):
+    """The object with a hole and three strays, one of them large, or nothing where the coarse mask is far off."""
+    broken = brighter(image, mask)
+    broken[28:32, 30:34] = False
+    for y, x, side in ((2, 2, 1), (50, 2, 1), (2, 70, 5)):
+        broken[y : y + side, x : x + side] = True
+    return broken & (mask[30, 64] <= 0.5)
+
+
+def test_harm_is_measured_pooled_and_averaged(tmp_path):
+    rows = evaluate([write_set(tmp_path / "set")], breaking)
+    area = int(disc().sum())
+    # The coarse discs of a, b and c end at x = 63, 64 and 65: for b and c the refined masks are empty.
+    assert rows[0].harm == Harm(far_px=16 + 27, truth_px=area, fragments=3, holes=1, lost=0)
+    for i in (1, 2):
+        coarse = disc(centre=(43 + i, 30))
+        assert rows[i].harm == harm(np.zeros_like(coarse), coarse, disc())
+        assert rows[i].harm.lost == 1
+        assert 0.5 < rows[i].harm.far < 1
+    (summary,) = summarise(rows)
+    assert summary.far == pytest.approx(100 * sum(row.harm.far_px for row in rows) / (3 * area))
+    assert (summary.fragments, summary.holes, summary.lost) == (1, pytest.approx(1 / 3), 2)
+    cells = [cell.strip() for cell in table(rows).splitlines()[2].split("|")]
+    assert cells[7:10] == [f"{summary.far:.3f}", "1.0/0.3", "2"]
+
+
+def test_a_set_with_a_picture_from_before_harm_was_measured_has_no_figures_of_it(tmp_path):
+    rows = evaluate([write_set(tmp_path / "set")], breaking)
+    rows[1] = replace(rows[1], harm=None)
+    (summary,) = summarise(rows)
+    assert {summary.far, summary.fragments, summary.holes, summary.lost} == {None}
+    cells = [cell.strip() for cell in table(rows).splitlines()[2].split("|")]
+    assert cells[7:10] == ["-", "-/-", "-"]
 
 
 def test_the_limit_takes_the_first_pictures_of_each_set(tmp_path):
@@ -206,6 +245,14 @@ def test_the_command_writes_lines_table_and_sheets(tmp_path, monkeypatch, capsys
     assert [line["name"] for line in lines] == ["a", "b"]
     assert lines[0]["iou_refined"] == 1.0
     assert lines[0]["mba_coarse"] == rows[0].coarse.mba
+    assert {name: lines[0][name] for name in ("far", "far_px", "truth_px", "fragments", "holes", "lost")} == {
+        "far": 0,
+        "far_px": 0,
+        "truth_px": int(disc().sum()),
+        "fragments": 0,
+        "holes": 0,
+        "lost": 0,
+    }
     assert capsys.readouterr().out == (tmp_path / "out" / "table.md").read_text() == table(rows) + "\n"
     assert read_image(tmp_path / "out" / "one.png").shape[1] > 1000
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["items.jsonl", "one.png", "table.md"]
@@ -217,7 +264,7 @@ def test_the_command_without_a_folder_only_prints(tmp_path, monkeypatch, capsys)
     evaluate_command(
         [tmp_path / "one"], model="m", weights=None, device="auto", dtype="auto", limit=None, out=None, options={}
     )
-    assert "| one | 3 |" in capsys.readouterr().out
+    assert "| one | 3        |" in capsys.readouterr().out
     assert sorted((tmp_path / "one").iterdir()) == before
 
 
@@ -275,8 +322,11 @@ def test_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 def write_rows(folder, *pictures):
-    """Rows of (set, name, intersection, union, mBA, seconds); the coarse masks are all alike."""
-    rows = [Row(set_, name, Score(1, 2, 0.5), Score(i, u, mba), s) for set_, name, i, u, mba, s in pictures]
+    """Rows of (set, name, intersection, union, mBA, seconds[, far px of 1000]); the coarse masks are all alike."""
+    rows = [
+        Row(set_, name, Score(1, 2, 0.5), Score(i, u, mba), s, *(Harm(px, 1000, 1, 2, 3) for px in far))
+        for set_, name, i, u, mba, s, *far in pictures
+    ]
     folder.mkdir()
     (folder / "items.jsonl").write_text("".join(json.dumps(row.as_dict()) + "\n" for row in rows))
     return folder
@@ -285,31 +335,36 @@ def write_rows(folder, *pictures):
 def write_base(folder):
     return write_rows(
         folder,
-        ("one", "a", 50, 100, 0.50, 2.0),
-        ("one", "b", 150, 200, 0.70, 2.0),
-        ("two", "a", 90, 100, 0.80, 1.0),
+        ("one", "a", 50, 100, 0.50, 2.0, 10),
+        ("one", "b", 150, 200, 0.70, 2.0, 0),
+        ("two", "a", 90, 100, 0.80, 1.0, 0),
     )
 
 
 def write_run(folder):
     return write_rows(
         folder,
-        ("two", "a", 90, 100, 0.79, 3.0),  # sets and pictures may come in another order
-        ("one", "b", 148, 200, 0.70, 1.0),
-        ("one", "a", 60, 100, 0.52, 1.0),
+        ("two", "a", 90, 100, 0.79, 3.0, 0),  # sets and pictures may come in another order
+        ("one", "b", 148, 200, 0.70, 1.0, 25),
+        ("one", "a", 60, 100, 0.52, 1.0, 0),
     )
 
 
-# Pooled: 200 / 300 before and 208 / 300 after; mBA (50 + 70) / 2 and (52 + 70) / 2; the worst picture 75 -> 74.
+# Pooled: 200 / 300 before and 208 / 300 after; mBA (50 + 70) / 2 and (52 + 70) / 2; the worst picture 75 -> 74; far
+# errors 10 / 2000 and 25 / 2000.
 COMPARED = (
     "run beside base\n"
     "\n"
-    "| set | pictures | base IoU/mBA | change IoU/mBA | worst picture's IoU | seconds ratio |\n"
-    "|---|---|---|---|---|---|\n"
-    "| one | 2 | 66.67/60.00 | +2.6667/+1.0000 | -1.0000 (b) | 0.500 |\n"
-    "| two | 1 | 90.00/80.00 | +0.0000/-1.0000 | +0.0000 (a) | 3.000 |\n"
+    "| set | pictures | base IoU/mBA | change IoU/mBA  | worst picture's IoU "
+    "| base far % | change far % | seconds ratio |\n"
+    "| --- | -------- | ------------ | --------------- | ------------------- "
+    "| ---------- | ------------ | ------------- |\n"
+    "| one | 2        | 66.67/60.00  | +2.6667/+1.0000 | -1.0000 (b)         "
+    "| 0.500      | +0.7500      | 0.500         |\n"
+    "| two | 1        | 90.00/80.00  | +0.0000/-1.0000 | +0.0000 (a)         "
+    "| 0.000      | +0.0000      | 3.000         |\n"
     "\n"
-    "largest change of a set: IoU 2.6667, mBA 1.0000\n"
+    "largest change of a set: IoU 2.6667, mBA 1.0000, far % 0.7500\n"
 )
 
 
@@ -342,7 +397,7 @@ def test_compare_prints_a_table_a_run(tmp_path, monkeypatch, capsys):
     write_run(Path("run"))
     main(["compare", "base", "base", "run"])
     same, other = capsys.readouterr().out.split("\n\nrun beside")
-    assert same.endswith("IoU 0.0000, mBA 0.0000")
+    assert same.endswith("IoU 0.0000, mBA 0.0000, far % 0.0000")
     assert "run beside" + other == COMPARED
 
 
@@ -355,6 +410,7 @@ def test_compare_prints_the_same_as_json(tmp_path, monkeypatch, capsys):
     assert (found["base"], found["run"]) == ("base", "run")
     assert found["largest_iou_change"] == pytest.approx(8 / 3)
     assert found["largest_mba_change"] == pytest.approx(1)
+    assert found["largest_far_change"] == pytest.approx(0.75)
     one, two = found["changes"]
     assert one == {
         "set": "one",
@@ -365,9 +421,38 @@ def test_compare_prints_the_same_as_json(tmp_path, monkeypatch, capsys):
         "mba_change": pytest.approx(1),
         "worst_change": pytest.approx(-1),
         "worst_name": "b",
+        "far_base": pytest.approx(0.5),
+        "far_change": pytest.approx(0.75),
         "seconds_ratio": pytest.approx(0.5),
     }
     assert (two["set"], two["iou_change"], two["worst_change"], two["seconds_ratio"]) == ("two", 0, 0, 3)
+
+
+def without_harm(folder):
+    """As it was written before harm was measured."""
+    path = folder / "items.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    harm = {"far", "far_px", "truth_px", "fragments", "holes", "lost"}
+    kept = [{name: value for name, value in line.items() if name not in harm} for line in lines]
+    path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    return folder
+
+
+def test_older_evaluations_are_compared_without_far_errors(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    without_harm(write_base(Path("base")))
+    write_run(Path("run"))
+    assert {row.harm for row in read_rows(Path("base"))} == {None}
+    for words in (["base", "run"], ["run", "base"]):
+        found = compare(*map(Path, words))
+        assert found.largest_far_change is None
+        assert {change.far_change for change in found.changes} == {None}
+        main(["compare", *words])
+        printed = capsys.readouterr().out.splitlines()
+        assert "| -            |" in printed[4]
+        assert "far" not in printed[7]
+        assert printed[-1] == "-: not measured when one of the two was made; evaluate it again for far errors"
+    assert compare(Path("base"), Path("run")).largest_iou_change == pytest.approx(8 / 3)
 
 
 def test_a_loss_is_the_largest_change_too(tmp_path):
@@ -398,7 +483,7 @@ def test_a_folder_without_lines_is_told(tmp_path):
         read_rows(tmp_path)
 
 
-LINE = json.dumps(Row("one", "z", Score(1, 2, 0.5), Score(3, 4, 0.5), 1.0).as_dict())
+LINE = json.dumps(Row("one", "z", Score(1, 2, 0.5), Score(3, 4, 0.5), 1.0, Harm(1, 2, 3, 4, 5)).as_dict())
 
 
 @pytest.mark.parametrize(
@@ -412,6 +497,9 @@ LINE = json.dumps(Row("one", "z", Score(1, 2, 0.5), Score(3, 4, 0.5), 1.0).as_di
         LINE.replace('"mba_coarse": 0.5', '"mba_coarse": NaN'),
         LINE.replace('"seconds": 1.0', '"seconds": 0'),
         LINE.replace('"z"', "7"),
+        LINE.replace('"holes": 4', '"hole": 4'),
+        LINE.replace('"lost": 5', '"lost": -5'),
+        LINE.replace('"far_px": 1', '"far_px": "1"'),
         "[]",
         "\xff",
     ],

@@ -392,6 +392,7 @@ def calls():
         "strided_changes": (changed, (201, 150), 8),
         "area_reduce": (image, (201, 150), (101, 74), (0, 101, 0, 74), (0, 0)),
         "band_counts": (mask, blobs((201, 150), 1), [2, 7]),
+        "classes_in_cells": (picture((201, 150), np.float32) / 1.8, np.arange(0, 201, 3), np.arange(0, 150, 2)),
         "any_in_cells": (mask, np.arange(0, 201, 7), np.arange(0, 150, 8)),
         "fill_cells": (changed, np.arange(26) * 7, np.arange(20) * 7, (201, 150)),
         "interpolate": (image, positions(201, 300), positions(150, 90)),

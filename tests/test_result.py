@@ -48,6 +48,7 @@ def test_the_report_is_ready_for_json():
         "pixels_decoded": 127_167,
         "pixels_kept": 0,
         "encoded": 1.0,
+        "taken_back": 0,
     }
     assert back["options"] == {"decode": "dense", "limit": None, "weights": str(Path("a/b")), "f": 0.5, "s": [1, 2]}
     assert back["warnings"] == ["the mask is empty"]

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from refine_kernels.inputs import network_input
     from refine_kernels.regions import (
         any_in_cells,
+        classes_in_cells,
         contour_band,
         fill_cells,
         grid_lines,
@@ -26,6 +27,7 @@ __all__ = [
     "any_in_cells",
     "area_reduce",
     "band_counts",
+    "classes_in_cells",
     "contour_band",
     "covered",
     "fill_cells",
@@ -41,6 +43,7 @@ _LAZY = {
     "any_in_cells": "regions",
     "area_reduce": "resize",
     "band_counts": "counts",
+    "classes_in_cells": "regions",
     "contour_band": "regions",
     "covered": "resize",
     "fill_cells": "regions",

@@ -47,6 +47,12 @@ def any_in_cells(mask: NDArray[np.bool_], rows: NDArray[np.int64], columns: NDAr
     return found.view(np.bool_)
 
 
+def classes_in_cells(p: NDArray[np.float32], rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Both classes by themselves."""
+    low, high = (any_in_cells(mask, rows, columns).view(np.uint8) for mask in (p <= 0.5, p > 0.5))
+    return low + 2 * high
+
+
 def fill_cells(
     cells: NDArray[np.bool_], rows: NDArray[np.int64], columns: NDArray[np.int64], size: tuple[int, int]
 ) -> NDArray[np.bool_]:

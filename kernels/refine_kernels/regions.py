@@ -50,6 +50,17 @@ def any_in_cells(mask: NDArray[np.bool_], rows: NDArray[np.int64], columns: NDAr
     return out
 
 
+def classes_in_cells(p: NDArray[np.float32], rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Cells (k, m): 1 where probabilities (H, W) float32 are at most 0.5 in all of it, 2 above everywhere, else 3.
+
+    rows, columns: as for `any_in_cells`.
+    """
+    out = np.zeros((len(rows), len(columns)), np.uint8)
+    ends = np.append(rows, len(p)), np.append(columns, p.shape[1])
+    share(_classes_in_cells_kernel, len(rows), np.ascontiguousarray(p, np.float32), *ends, out)
+    return out
+
+
 def fill_cells(
     cells: NDArray[np.bool_], rows: NDArray[np.int64], columns: NDArray[np.int64], size: tuple[int, int]
 ) -> NDArray[np.bool_]:
@@ -184,6 +195,20 @@ def _any_in_cells_kernel(first: Any, last: Any, mask: Any, rows: Any, columns: A
                 if seen[x]:
                     out[i, j] = True
                     break
+
+
+@njit(nogil=True, cache=True)
+def _classes_in_cells_kernel(first: Any, last: Any, p: Any, rows: Any, columns: Any, out: Any) -> None:
+    seen = np.empty(p.shape[1], np.uint8)  # in any row of the cells
+    for i in range(first, last):
+        seen[:] = 0
+        for y in range(rows[i], rows[i + 1]):
+            row = p[y]
+            for x in range(seen.size):
+                seen[x] |= 1 + (row[x] > np.float32(0.5))
+        for j in range(len(columns) - 1):
+            for x in range(columns[j], columns[j + 1]):
+                out[i, j] |= seen[x]
 
 
 @njit(nogil=True, cache=True)

@@ -94,6 +94,7 @@ PRESETS: Final[dict[str, Spec]] = {
             resize="area",
             coarse_decode="next",
             decode="strided",
+            guard=True,
             empty=0.0,
         ),
     ),
