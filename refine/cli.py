@@ -560,6 +560,78 @@ def _evaluate(
     )
 
 
+@app.command("train")
+def _train(
+    out: Annotated[Path, _row("-o, --out RUN", "Folder of the run; where it holds one, that goes on.")],
+    data: Annotated[
+        list[Path] | None, _row("--data DIR", "Folder of pictures with their truths; give it again for more.")
+    ] = None,
+    recipe: Annotated[
+        str | None, _row("--recipe NAME|FILE", "Fields of the run: crm-s, crm-paper (as published) or a TOML file.")
+    ] = None,
+    root: Annotated[
+        Path, _row("--root FOLDER", "Where a recipe's relative paths lie. Default: here.", show_default=False)
+    ] = Path(),
+    model: Annotated[str | None, _row("--model NAME", "Network: crm-s or crm-r50. Default: the recipe's.")] = None,
+    initial: Annotated[Path | None, _row("--initial FILE", "Weights to start from. Default: the recipe's.")] = None,
+    loss: Annotated[str | None, _row("--loss TERMS", 'Weighted terms, as in "bce + 0.5*l1".')] = None,
+    steps: Annotated[int | None, _row("--steps NUMBER", "Steps in all.")] = None,
+    batch: Annotated[int | None, _row("--batch NUMBER", "Crops of a step.")] = None,
+    seed: Annotated[int | None, _row("--seed NUMBER", "Of all that is drawn.")] = None,
+    changes: Annotated[
+        list[str] | None, _row("--set FIELD=VALUE", "Any other field of a recipe, in TOML; give it again for more.")
+    ] = None,
+    validate: Annotated[
+        list[Path] | None,
+        _row("--validate DIR", "Held-out set of *_im.*, *_gt.png, *_seg.png, or folder of sets; may be repeated."),
+    ] = None,
+    validate_every: Annotated[
+        str, _row("--validate-every WHEN", "Steps, as in 500, or minutes, as in 30min; and at the end.")
+    ] = "30min",
+    validate_limit: Annotated[
+        int | None, _row("--validate-limit NUMBER", "Pictures of a set, the first by name. Default: all.")
+    ] = None,
+    terms: Annotated[Path | None, _row("--terms FILE", "The data's terms, a text for the model card.")] = None,
+    device: Device = None,
+    dtype: Annotated[
+        str | None,
+        _row("--dtype NAME", "Products in auto (the default), float32, bfloat16, or on CUDA float16."),
+    ] = None,
+    workers: Annotated[int, _row("--workers NUMBER", "Processes that prepare crops.")] = 1,
+    threads: Annotated[int | None, _row("--threads NUMBER", "Threads of this process. Default: all cores.")] = None,
+    tensorboard: Annotated[bool, _row("--tensorboard", "Also write TensorBoard's events.")] = False,
+    quiet: Annotated[bool, _row("-q, --quiet", "Print errors and the weights' name only.")] = False,
+) -> None:
+    """Train a network on folders of pictures with their truths; goes on where an earlier call was stopped."""
+    from refine.training.command import train_command
+
+    given: dict[str, Any] = {"model": model, "loss": loss, "steps": steps, "batch": batch, "seed": seed}
+    given["initial"] = str(initial) if initial is not None else None
+    given["data"] = [str(folder) for folder in data] if data else None
+    try:
+        weights = train_command(
+            out,
+            recipe=recipe,
+            root=root,
+            given={name: value for name, value in given.items() if value is not None},
+            changes=changes or [],
+            validate=validate or [],
+            validate_every=validate_every,
+            validate_limit=validate_limit,
+            terms=terms,
+            device=device or "auto",
+            dtype=dtype or "auto",
+            workers=workers,
+            threads=threads,
+            tensorboard=tensorboard,
+            quiet=quiet,
+        )
+    except KeyboardInterrupt as interrupt:
+        _stderr(": ".join(filter(None, ("interrupted", _one_line(interrupt)))))
+        raise typer.Exit(130) from interrupt
+    print(weights)
+
+
 @app.command("compare")
 def _compare(
     base: Annotated[Path, _row("BASE", "A folder that evaluate -o wrote.")],

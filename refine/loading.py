@@ -25,6 +25,8 @@ def load_network(model: str, weights: str | Path | None) -> tuple[Network, Spec,
         spec, state = Spec.from_dict(loaded.spec), loaded.state
         if spec.model != model:
             raise WeightsError(f"{path} holds weights of {spec.model}, not of {model}; pass model={spec.model!r}")
+    # Weights may be stored in a shorter type than networks are built in.
+    state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
     network = build(spec)
     checkpoint.check(state, _shapes(network), path)
     network.load_state_dict(state, assign=True)  # the random ones are freed

@@ -1,4 +1,11 @@
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -10,17 +17,19 @@ from scipy.ndimage import zoom
 import refine
 from refine import checkpoint
 from refine.errors import FileError, OptionError, WeightsError
-from refine.metrics import iou
+from refine.loading import load_network
 from refine.models import NETWORKS, PRESETS, build
 from refine.models.crm_s import CRMSmall, DenseTrunk, EnsembleDecoder
 from refine.training import data
-from refine.training.__main__ import read_recipe
-from refine.training.coarse import GENERATORS, network_like
-from refine.training.data import Crops, find_pairs
-from refine.training.loop import Recipe, _moving_average, learning_rate, train
-from refine.training.losses import crm_loss, gradient_magnitude
+from refine.training.data import Crops
+from refine.training.folders import find_pairs
+from refine.training.loop import train
 from refine.training.pretrained import load_mobilenet_v2
+from refine.training.recipe import Recipe
 from refine.training.scenes import scene
+from refine.training.state import Run, _moving_average
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -43,45 +52,6 @@ def test_an_average_without_memory_is_the_last_weights(decay, expected):
     averaged, current = torch.ones(3), torch.full((3,), 5.0)
     _moving_average(decay)([averaged], [current], 10**6)
     assert averaged.tolist() == [expected] * 3
-
-
-@pytest.mark.parametrize("kind", GENERATORS)
-@pytest.mark.parametrize("size", [(1, 1), (1, 40), (37, 64), (200, 160)])
-def test_coarse_masks_have_the_truths_size_and_lie_between_0_and_1(kind, size):
-    for truth in (np.zeros(size, bool), np.ones(size, bool), np.random.default_rng(0).random(size) > 0.5):
-        mask = GENERATORS[kind](truth, np.random.default_rng(1))
-        assert mask.shape == size
-        assert mask.dtype == np.float32
-        assert 0 <= mask.min() <= mask.max() <= 1
-
-
-@pytest.mark.parametrize("kind", GENERATORS)
-def test_coarse_masks_are_wrong_but_near_the_truth_and_reproducible(kind):
-    _, truth = scene(np.random.default_rng(5), 256, 256)
-    masks = [GENERATORS[kind](truth, np.random.default_rng(seed)) for seed in range(12)]
-    quality = [iou(mask > 0.5, truth) for mask in masks]
-    assert 0.4 < np.median(quality) < 0.995
-    np.testing.assert_array_equal(masks[3], GENERATORS[kind](truth, np.random.default_rng(3)))
-
-
-def test_larger_cells_make_coarser_masks():
-    _, truth = scene(np.random.default_rng(5), 256, 256)
-    mean = [
-        np.mean([iou(network_like(truth, np.random.default_rng(s), cell=cell) > 0.5, truth) for s in range(8)])
-        for cell in (3.0, 24.0)
-    ]
-    assert mean[0] > mean[1]
-
-
-def test_pairs_are_found_with_several_truths(folder):
-    (folder / "0_gt.png").rename(folder / "0_gt0.png")
-    (folder / "0_gt1.png").write_bytes((folder / "1_gt.png").read_bytes())
-    assert [pair.truth.name for pair in find_pairs(folder)] == ["0_gt0.png", "0_gt1.png", "1_gt.png", "2_gt.png"]
-
-
-def test_a_folder_without_pairs_is_an_error(tmp_path):
-    with pytest.raises(FileError, match="holds no pairs"):
-        find_pairs(tmp_path)
 
 
 def test_a_crop_depends_on_its_number_alone(folder):
@@ -120,38 +90,6 @@ def test_the_pictures_used_last_are_kept_up_to_so_many_bytes(folder, monkeypatch
     for name in "abacab":
         crops._image(Path(name))
     assert read == ["a", "b", "c", "b"]  # c took the place of b, which had been used before a
-
-
-def test_the_loss_is_least_for_the_truth():
-    truth = torch.zeros(1, 1, 16, 16)
-    truth[..., 4:12, 4:12] = 1
-    right = crm_loss(40 * (truth - 0.5), truth)
-    shifted = crm_loss(40 * (truth.roll(1, 3) - 0.5), truth)
-    unsure = crm_loss(torch.zeros_like(truth), truth)
-    assert right < 1e-3
-    assert unsure > 0.5
-    assert shifted > 0.5
-
-
-def test_the_loss_has_a_finite_gradient_where_nothing_varies():
-    logit = torch.zeros(1, 1, 8, 8, requires_grad=True)
-    crm_loss(logit, torch.zeros(1, 1, 8, 8)).backward()
-    assert logit.grad is not None
-    assert logit.grad.isfinite().all()
-
-
-def test_the_gradient_is_sobels():
-    x = np.random.default_rng(0).random((9, 11), np.float32)
-    dx, dy = (cv2.Sobel(x, cv2.CV_32F, *order)[1:-1, 1:-1] / 4 for order in ((1, 0), (0, 1)))
-    found = gradient_magnitude(torch.from_numpy(x)[None, None])[0, 0].numpy()
-    np.testing.assert_allclose(found, np.sqrt(dx**2 + dy**2 + 1e-6), atol=1e-5)
-
-
-def test_the_learning_rate_rises_stays_and_falls():
-    r = Recipe(data=(), steps=100, warmup=10, decay=0.2)
-    rates = [learning_rate(step, r) for step in range(101)]
-    assert rates[0] < rates[5] < rates[9] == rates[80] == 1
-    assert 0 == rates[100] < rates[99] < rates[90] < 1
 
 
 def test_a_run_that_was_killed_ends_as_one_that_was_not(folder, tmp_path):
@@ -194,7 +132,7 @@ def test_the_recipes_choices_are_in_the_weights_specification(folder, tmp_path, 
 
 
 def test_pretrained_features_alone_learn_more_slowly(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("refine.training.loop.load_mobilenet_v2", lambda trunk, path: None)
+    monkeypatch.setattr("refine.training.state.load_mobilenet_v2", lambda trunk, path: None)
     rates = {}
     for pretrained in ("", "features.npz"):
         path = tmp_path / f"run-{pretrained}" / "checkpoint.pt"
@@ -291,28 +229,6 @@ def test_a_damaged_checkpoint_is_refused(folder, tmp_path):
         train(recipe(folder), path.parent, workers=0)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"window": 96, "crop": 64}, "crop is a multiple of 64"),
-        ({"crop": 63, "window": 32}, "crop is a multiple of 64"),
-        ({"batch": 0}, "batch=0"),
-        ({"steps": 0}, "steps=0"),
-        ({"shares": (1.0, 2.0)}, "2 shares for 1"),
-        ({"model": "crm-x"}, "model='crm-x' is unknown; known are crm-s, crm-r50"),
-        ({"trunk": "deep"}, "trunk='deep' is unknown"),
-        ({"decoder": "deep"}, "decoder='deep' is unknown"),
-        ({"trunk": "dense", "pretrained": "mobilenetv2.npz"}, "trunk='dense' has no pretrained features"),
-        ({"model": "crm-r50", "trunk": "dense"}, "trunk='dense' belongs to crm-s; crm-r50 has none"),
-        ({"model": "crm-r50", "decoder": "ensemble"}, "decoder='ensemble' belongs to crm-s"),
-        ({"model": "crm-r50", "pretrained": "mobilenetv2.npz"}, "pretrained='mobilenetv2.npz' belongs to crm-s"),
-    ],
-)
-def test_an_impossible_recipe_is_refused(folder, change, message):
-    with pytest.raises(OptionError, match=message):
-        recipe(folder, **change)
-
-
 def test_an_unknown_device_is_refused(folder, tmp_path):
     with pytest.raises(OptionError, match="device='tpu'"):
         train(recipe(folder), tmp_path / "run", device="tpu")
@@ -339,46 +255,270 @@ def test_missing_pretrained_features_are_an_error(tmp_path):
         load_mobilenet_v2(CRMSmall().trunk, tmp_path / "odd.npz")
 
 
-def test_a_recipe_is_read_from_toml(tmp_path):
-    (tmp_path / "recipe.toml").write_text('data = ["a", "b"]\nshares = [1.0, 2.0]\nsteps = 7\n')
-    found = read_recipe(tmp_path / "recipe.toml", tmp_path)
-    assert found == Recipe(data=(str(tmp_path / "a"), str(tmp_path / "b")), shares=(1.0, 2.0), steps=7)
-    (tmp_path / "recipe.toml").write_text('data = ["a"]\nepochs = 7\n')
-    with pytest.raises(OptionError, match="epochs"):
-        read_recipe(tmp_path / "recipe.toml", tmp_path)
+def losses_of(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
 
-def test_another_value_of_a_field_wins_over_the_recipes(tmp_path):
-    path = tmp_path / "recipe.toml"
-    path.write_text('data = ["a"]\nsteps = 7\nseed = 3\n')
-    found = read_recipe(path, tmp_path, ["steps = 9", 'trunk="dense"', 'data = ["b"]', "steps = 11"])
-    assert found == Recipe(data=(str(tmp_path / "b"),), steps=11, seed=3, trunk="dense")
+def weights_of(path: Path) -> dict[str, torch.Tensor]:
+    return checkpoint.load(path).state
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    "change",
     [
-        ("trunk=dense", "'trunk=dense' cannot be read"),
-        ("steps", "'steps' cannot be read"),
-        ("epochs=7", "unexpected keyword argument 'epochs'"),
-        ("steps=0", "steps=0 is not possible"),
+        {"loss": "l1"},
+        {"coarse": {"contour": 1.0}},
+        {"augment": "published"},
+        {"passes": 1},
+        {"optimizer": "adam"},
+        {"clip": 0.01},
+        {"schedule": "steps", "milestones": (1,), "warmup": 0},
+        {"ema": 0.0},
+        {"seed": 1},
+        {"scenes": 1.0},
+        {"composed": 1.0},
+        {"weight_decay": 0.3},
     ],
+    ids=lambda change: next(iter(change)),
 )
-def test_a_broken_change_of_a_recipe_is_refused(tmp_path, change, message):
-    (tmp_path / "recipe.toml").write_text('data = ["a"]\n')
+def test_every_field_of_a_recipe_changes_the_weights(folder, tmp_path, change):
+    plain = tmp_path / "plain"
+    base = {"steps": 2, "warmup": 1}
+    expected = weights_of(train(recipe(folder, **base), plain, workers=0))
+    found = weights_of(train(recipe(folder, **{**base, **change}), tmp_path / "changed", workers=0))
+    assert any(not torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_one_pass_is_the_whole_crop_with_its_coarse_mask(folder, tmp_path, monkeypatch):
+    seen = []
+    encode = CRMSmall.encode
+
+    def noted(self: torch.nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        seen.append(x.numpy())
+        return encode(self, x)
+
+    monkeypatch.setattr(CRMSmall, "encode", noted)
+    train(recipe(folder, steps=1, batch=2, crop=96, passes=1), tmp_path / "run", workers=0)
+    item = Crops([find_pairs(folder)], [1.0], size=96, seed=0)[0]
+    expected = np.concatenate((item["image"].numpy() / np.float32(255), 2 * item["coarse"].numpy() - 1))
+    (given,) = seen
+    np.testing.assert_allclose(given[0], expected, atol=1e-6)
+    assert set(losses_of(tmp_path / "run")[0]) == {"step", "crop", "rate", "seconds"}
+
+
+def test_a_loss_that_rises_is_told_how_much_of_the_run_is_done(folder, tmp_path, monkeypatch):
+    told = []
+
+    class Noted:
+        def __call__(self, logit: torch.Tensor, truth: torch.Tensor, progress: float) -> torch.Tensor:
+            told.append(progress)
+            assert logit.dtype == torch.float32
+            return (logit - truth).square().mean()
+
+    monkeypatch.setattr("refine.training.state.parse_loss", lambda text: Noted())
+    train(recipe(folder, steps=4), tmp_path / "run", workers=0)
+    assert told == [0, 0, 0.25, 0.25, 0.5, 0.5, 0.75, 0.75]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_products_are_made_in_the_type_that_is_asked_for(folder, tmp_path, monkeypatch, dtype):
+    seen = set()
+    fuse = CRMSmall.fuse
+
+    def noted(self, taps, **more):
+        latent = fuse(self, taps, **more)
+        seen.add(latent.dtype)
+        return latent
+
+    monkeypatch.setattr(CRMSmall, "fuse", noted)
+    train(recipe(folder, steps=1), tmp_path / "run", workers=0, dtype=dtype)
+    assert seen == {getattr(torch, dtype)}
+
+
+def test_float16_is_refused_without_cuda(folder, tmp_path):
+    with pytest.raises(OptionError, match="dtype='float16' cannot be trained in on cpu"):
+        train(recipe(folder), tmp_path / "run", dtype="float16")
+
+
+@pytest.mark.parametrize(("change", "message"), [({"data": ()}, "nothing to train on"), ({}, "workers=-1")])
+def test_what_cannot_be_trained_is_refused_before_a_folder_is_made(folder, tmp_path, change, message):
     with pytest.raises(OptionError, match=message):
-        read_recipe(tmp_path / "recipe.toml", tmp_path, ["seed=1", change])
+        train(recipe(folder, **change), tmp_path / "run", workers=-1)
+    assert not (tmp_path / "run").exists()
 
 
-def test_a_recipe_that_cannot_be_read_is_named(tmp_path):
-    with pytest.raises(OptionError, match=r"absent\.toml' cannot be read"):
-        read_recipe(tmp_path / "absent.toml", tmp_path)
-    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
-    with pytest.raises(OptionError, match=r"binary\.toml' cannot be read"):
-        read_recipe(tmp_path / "binary.toml", tmp_path)
+def test_weights_are_stored_as_float16_and_load_as_float32(folder, tmp_path):
+    whole = train(recipe(folder, steps=1), tmp_path / "whole", workers=0)
+    half = train(recipe(folder, steps=1, store="float16"), tmp_path / "half", workers=0)
+    assert half.stat().st_size < 0.56 * whole.stat().st_size
+    stored, full = weights_of(half), weights_of(whole)
+    for name, value in full.items():
+        expected = value.half() if value.is_floating_point() and value.ndim > 1 else value
+        assert stored[name].dtype == expected.dtype, name
+        torch.testing.assert_close(stored[name], expected, atol=1e-6, rtol=2e-3)
+    network, _, _ = load_network("crm-s", half)
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
+    image, truth = scene(np.random.default_rng(0), 41, 70)
+    masks = [refine.Refiner(weights=path, device="cpu").refine(image, truth).probability for path in (whole, half)]
+    np.testing.assert_allclose(*masks, atol=0.05)
+    again = recipe(folder, steps=1, initial=str(half))
+    assert train(again, tmp_path / "again", workers=0).exists()
 
 
-@pytest.mark.parametrize("name", ["crm-s", "crm-r50-cpu"])
-def test_the_recipes_beside_the_weights_can_be_read(name):
-    found = read_recipe(Path(__file__).parents[1] / "weights" / f"{name}.toml", Path())
-    assert found.model == name.removesuffix("-cpu")
+def test_a_finished_run_is_stored_anew_in_another_type(folder, tmp_path):
+    path = train(recipe(folder, steps=1), tmp_path / "run", workers=0)
+    size = path.stat().st_size
+    assert train(recipe(folder, steps=1, store="float16"), tmp_path / "run", workers=0).stat().st_size < size
+
+
+def test_another_recipes_run_is_refused_with_what_differs(folder, tmp_path):
+    train(recipe(folder, steps=1), tmp_path / "run", workers=0)
+    with pytest.raises(
+        WeightsError, match=r"another recipe: loss is 'bce .*' there, seed is 0 there; train into a new"
+    ):
+        train(recipe(folder, steps=1, seed=2, loss="l1"), tmp_path / "run", workers=0)
+
+
+def test_a_log_that_a_kill_left_ahead_of_its_checkpoint_is_shortened(folder, tmp_path):
+    train(recipe(folder), tmp_path / "run", workers=0, stop_at=2)
+    (tmp_path / "run" / "log.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    train(recipe(folder), tmp_path / "run", workers=0)
+    assert [line["step"] for line in losses_of(tmp_path / "run")] == [1, 2, 4]
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_stores_nothing(folder, tmp_path):
+    train(recipe(folder, steps=4), tmp_path / "run", workers=0, stop_at=1)
+    before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
+    state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    state["network"]["trunk.first.0.conv.weight"][:] = torch.nan
+    torch.save(state, tmp_path / "run" / "checkpoint.pt")
+    poisoned = (tmp_path / "run" / "checkpoint.pt").read_bytes()
+    with pytest.raises(OptionError, match=r"the loss is no number any more at step 4; .*learning_rate"):
+        train(recipe(folder, steps=4), tmp_path / "run", workers=0)
+    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == poisoned != before
+
+
+def test_workers_start_also_where_opencv_has_used_its_threads(folder, tmp_path):
+    threads = cv2.getNumThreads()
+    try:
+        cv2.setNumThreads(4)
+        cv2.GaussianBlur(np.zeros((2000, 2000), np.float32), (0, 0), 3)
+        weights = train(recipe(folder, steps=1), tmp_path / "run", workers=1)
+        assert (weights.exists(), cv2.getNumThreads()) == (True, 4)
+    finally:
+        cv2.setNumThreads(threads)
+
+
+def test_a_run_that_is_killed_at_any_moment_ends_as_one_that_was_not(folder, tmp_path):
+    whole = train(recipe(folder, steps=6), tmp_path / "whole", workers=0, dtype="float32")
+    code = (
+        "import sys; from pathlib import Path; from refine.training.loop import train\n"
+        "from refine.training.recipe import Recipe\n"
+        "recipe = Recipe(data=(sys.argv[1],), steps=6, batch=2, crop=64, window=64)\n"
+        "train(recipe, Path(sys.argv[2]), workers=1, save_seconds=0, dtype='float32')\n"
+    )
+    parts = tmp_path / "parts"
+    words = [sys.executable, "-c", code, str(folder), str(parts)]
+    with subprocess.Popen(words, cwd=ROOT, env={**os.environ, "PYTHONPATH": f".{os.pathsep}kernels"}) as process:
+        ends = time.monotonic() + 120
+        while not (parts / "checkpoint.pt").exists() and process.poll() is None and time.monotonic() < ends:
+            time.sleep(0.01)
+        process.kill()
+    assert torch.load(parts / "checkpoint.pt", weights_only=True)["step"] < 7
+    again = train(recipe(folder, steps=6), parts, workers=0, dtype="float32")
+    found = weights_of(again)
+    for name, value in weights_of(whole).items():
+        torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-4)
+
+
+def test_an_interrupt_ends_the_step_stores_it_and_says_how_to_go_on(folder, tmp_path, monkeypatch):
+    advance = Run.advance
+
+    def interrupted(self: Run, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        if self.step == 1:
+            signal.raise_signal(signal.SIGINT)
+        return advance(self, batch)
+
+    monkeypatch.setattr(Run, "advance", interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt, match="stored; the same command goes on from there"):
+        train(recipe(folder), tmp_path / "run", workers=0)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["step"] == 2
+    monkeypatch.setattr(Run, "advance", advance)
+    assert checkpoint.load(train(recipe(folder), tmp_path / "run", workers=0)).metadata["step"] == "4"
+
+
+def test_a_second_interrupt_does_not_wait(folder, tmp_path, monkeypatch):
+    def interrupted(self: Run, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError
+
+    monkeypatch.setattr(Run, "advance", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe(folder), tmp_path / "run", workers=0)
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_training_in_another_thread_leaves_interrupts_alone(folder, tmp_path):
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(train, recipe(folder, steps=1), tmp_path / "run", workers=0).result().exists()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_picture_that_cannot_be_read_is_named_in_one_line(folder, tmp_path, workers):
+    for path in folder.glob("*_im.jpg"):
+        path.write_bytes(b"no picture")
+    with pytest.raises(FileError) as caught:
+        train(recipe(folder), tmp_path / "run", workers=workers)
+    assert "_im.jpg" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_tensorboards_events_hold_what_the_log_holds(folder, tmp_path):
+    pytest.importorskip("tensorboard", reason="TensorBoard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(recipe(folder), tmp_path / "run", workers=0, tensorboard=True)
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    (line,) = losses_of(tmp_path / "run")
+    for name in ("coarse", "fine"):
+        ((step, value),) = ((event.step, event.value) for event in events.Scalars(f"loss/{name}"))
+        assert (step, value) == (4, pytest.approx(line[name], abs=1e-4))
+
+
+def test_tensorboard_is_asked_for_with_a_remedy_where_it_is_missing(folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(OptionError, match=r"pip install 'refine-masks\[train\]'"):
+        train(recipe(folder), tmp_path / "run", workers=0, tensorboard=True)
+
+
+def test_progress_is_told_in_plain_lines_where_there_is_no_terminal(folder, tmp_path, capsys):
+    train(recipe(folder), tmp_path / "run", workers=0, quiet=False)
+    first, line = capsys.readouterr().err.splitlines()
+    assert first.startswith("crm-s, 3 pairs, from random weights; cpu, ")
+    assert re.fullmatch(r"step 4/4  coarse \d\.\d{4}  fine \d\.\d{4}  \d+\.\d crops/s  00:00 left", line)
+
+
+def test_a_terminal_has_one_line_that_is_rewritten(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    train(recipe(folder), tmp_path / "run", workers=0, quiet=False)
+    shown = capsys.readouterr().err
+    assert "\r" in shown
+    assert re.search(r"4/4 .*fine \d\.\d{4}  \d+\.\d crops/s", shown)
+
+
+def test_nothing_is_told_where_quiet(folder, tmp_path, capsys):
+    train(recipe(folder), tmp_path / "run", workers=0)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_card_lies_beside_the_weights_and_tells_of_them(folder, tmp_path):
+    path = train(recipe(folder, steps=1), tmp_path / "run", workers=0, terms="No commerce.")
+    lines = (path.parent / "card.md").read_text().splitlines()
+    digest = checkpoint.file_sha256(path)
+    assert f"| weights.safetensors | {path.stat().st_size:,} | {digest} |" in lines
+    assert "| data | 3 |" in lines
+    assert "> No commerce." in lines
+    assert not [line for line in lines if str(tmp_path) in line]

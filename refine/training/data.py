@@ -1,8 +1,6 @@
 """Crops of pictures with their truth and a coarse mask, reproducible by number."""
 
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -12,37 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from refine.errors import FileError
 from refine.io import read_image
-from refine.prepare import as_mask
-from refine.training.coarse import network_like, random_coarse
+from refine.training.augment import published_crop, published_jitter
+from refine.training.coarse import DEFAULT_MIX, cascade_like, network_like, random_coarse
+from refine.training.compose import pasted, some_parts
+from refine.training.folders import Pair, read_truth
 from refine.training.scenes import scene
-
-_TRUTH = re.compile(r"_gt\d*\.png$")
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A picture and one of its truths, on disk."""
-
-    image: Path
-    truth: Path
-
-
-def find_pairs(folder: Path) -> list[Pair]:
-    """Pairs ``<id>_im.jpg`` / ``<id>_gt.png`` (or ``_gt0.png``, ``_gt1.png``, ... ) of a folder, by name.
-
-    Raises `FileError` if there are none.
-    """
-    pairs = []
-    for truth in sorted(folder.glob("*_gt*.png")):
-        stem, found = _TRUTH.subn("", truth.name)
-        image = truth.with_name(f"{stem}_im.jpg")
-        if found and image.exists():
-            pairs.append(Pair(image, truth))
-    if not pairs:
-        raise FileError(f"{folder} holds no pairs <id>_im.jpg / <id>_gt.png; give a folder that does")
-    return pairs
 
 
 class Crops(Dataset[dict[str, Tensor]]):
@@ -52,8 +25,11 @@ class Crops(Dataset[dict[str, Tensor]]):
     coarse mask is one of the crop, the fine one such as the cascade hands to its last scales.
 
     groups: pairs of each data set; shares: how often a group is drawn, relative to the others; scenes: the probability
-    of a generated scene instead; cache: bytes of pictures and truths that each process keeps, those used last; the
-    items do not depend on it.
+    of a generated scene instead; coarse: shares of the kinds of coarse masks; augment: "broad", of any scale and mostly
+    about the contour, or "published" (see `refine.training.augment`); composed: how often a picture is laid over
+    another, and how often some parts of a truth are taken for all of it (see `refine.training.compose`); a third as
+    often object and ground change places; cache: bytes of pictures and truths that each process keeps, those used last;
+    the items do not depend on it.
     """
 
     def __init__(
@@ -64,12 +40,18 @@ class Crops(Dataset[dict[str, Tensor]]):
         size: int,
         seed: int,
         scenes: float = 0.0,
+        coarse: Mapping[str, float] = DEFAULT_MIX,
+        augment: str = "broad",
+        composed: float = 0.0,
         cache: int = 2 * 10**9,
     ) -> None:
         self.groups = groups
         self.shares = np.asarray(shares, np.float64) / np.sum(shares)
         self.size = size
         self.scenes = scenes
+        self.coarse = coarse
+        self.published = augment == "published"
+        self.composed = composed
         self.seed = seed
         self.cache = cache
         self._kept: dict[Path, NDArray[np.uint8]] = {}  # the last used comes last
@@ -79,18 +61,20 @@ class Crops(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         rng = np.random.default_rng((self.seed, index))
-        if rng.random() < self.scenes:
-            image, truth = scene(rng, self.size, self.size)
+        image, truth = self._drawn(rng)
+        if self.composed:
+            if rng.random() < self.composed:
+                image, truth = pasted(self._drawn(rng), (image, truth), rng)
+            if rng.random() < self.composed:
+                truth = some_parts(truth, rng)
+            if rng.random() < self.composed / 3:
+                truth = ~truth
+        image = published_jitter(image, rng) if self.published else _jittered(image, rng)
+        coarse = random_coarse(truth, rng, self.coarse)
+        if self.composed and rng.random() < 0.5:
+            fine = cascade_like(truth, rng)
         else:
-            group = self.groups[int(rng.choice(len(self.groups), p=self.shares))]
-            pair = group[int(rng.integers(len(group)))]
-            whole = self._image(pair.image)
-            image, truth = self._crop(whole, self._truth(pair.truth, whole.shape[:2]), rng)
-        if rng.random() < 0.5:
-            image, truth = image[:, ::-1], truth[:, ::-1]
-        image = _jittered(image, rng)
-        coarse = random_coarse(truth, rng)
-        fine = network_like(truth, rng, cell=float(rng.uniform(1.5, 7)))
+            fine = network_like(truth, rng, cell=float(rng.uniform(1.5, 7)))
         return {
             "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
             "truth": torch.from_numpy(truth[None].astype(np.float32)),
@@ -98,11 +82,27 @@ class Crops(Dataset[dict[str, Tensor]]):
             "fine": torch.from_numpy(fine[None]),
         }
 
+    def _drawn(self, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """A crop of a picture or a generated scene, with its truth, mirrored by turns."""
+        if rng.random() < self.scenes:
+            image, truth = scene(rng, self.size, self.size)
+        else:
+            group = self.groups[int(rng.choice(len(self.groups), p=self.shares))]
+            pair = group[int(rng.integers(len(group)))]
+            whole = self._image(pair.image)
+            soft = self._truth(pair, whole.shape[:2])
+            image, truth = (
+                published_crop(whole, soft, self.size, rng) if self.published else self._crop(whole, soft, rng)
+            )
+        if rng.random() < 0.5:
+            image, truth = image[:, ::-1], truth[:, ::-1]
+        return image, np.ascontiguousarray(truth)
+
     def _image(self, path: Path) -> NDArray[np.uint8]:
         return self._recent(path, lambda: read_image(path))
 
-    def _truth(self, path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
-        return self._recent(path, lambda: np.uint8(255) * (as_mask(path, size) > 0.5))
+    def _truth(self, pair: Pair, size: tuple[int, int]) -> NDArray[np.uint8]:
+        return self._recent(pair.truth, lambda: read_truth(pair, size))
 
     def _recent(self, path: Path, read: Callable[[], NDArray[np.uint8]]) -> NDArray[np.uint8]:
         """What ``read`` gives for a file; it is asked again where there was no room to keep that."""

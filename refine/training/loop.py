@@ -1,87 +1,168 @@
 """The training loop: seeded, resumable, the same recipe on a CPU and on a GPU.
 
-Every crop teaches both kinds of step of the cascade. First the coarse step: the crop at half resolution with its coarse
-mask, decoded on the full grid. Then the last step: a window of the crop at full resolution, whose mask is by turns the
-first step's own output, the coarse mask and a better one.
+A run's folder holds
+
+checkpoint.pt        what a second call goes on from
+weights.safetensors  the averaged weights of that step
+best.safetensors     those of the validation with the highest gain, if any
+card.md              the model card of both
+log.jsonl            losses, every 20 steps; validation.jsonl: figures on held-out pictures
 """
 
 import json
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any, Self, cast
+from types import FrameType
+from typing import Any, Final, Self
 
+import cv2
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from refine.checkpoint import save
-from refine.config import Cascade, Spec
+from refine.checkpoint import load
 from refine.devices import resolve_device
-from refine.errors import OptionError, WeightsError, one_of
-from refine.io import write_atomic
-from refine.models import PRESETS, Network, build, preset
-from refine.models.crm_s import DECODERS, TRUNKS, CRMSmall, Trunk
-from refine.tiles import Window
-from refine.training.data import Crops, find_pairs
-from refine.training.losses import crm_loss
-from refine.training.pretrained import load_mobilenet_v2
+from refine.errors import OptionError, RefineError
+from refine.io import check_folder, write_atomic
+from refine.training.card import Card, Source, WeightsFile, commit, source, versions
+from refine.training.data import Crops
+from refine.training.folders import find_pairs
+from refine.training.progress import EVERY, Log
+from refine.training.recipe import Recipe
+from refine.training.state import Run, arithmetic
+from refine.training.validation import Validation, record
+
+CHECKPOINT: Final = "checkpoint.pt"
+WEIGHTS: Final = "weights.safetensors"
+BEST: Final = "best.safetensors"
+CARD: Final = "card.md"
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """What a run is: everything that its result depends on, stored beside the weights."""
+def train(
+    recipe: Recipe,
+    out: Path,
+    *,
+    device: str = "cpu",
+    dtype: str = "auto",
+    workers: int = 1,
+    validation: Validation | None = None,
+    terms: str = "",
+    quiet: bool = True,
+    tensorboard: bool = False,
+    save_seconds: float = 120.0,
+    stop_at: int | None = None,
+) -> Path:
+    """Train the model of ``recipe`` and return the path of the averaged weights, ``out/weights.safetensors``.
 
-    data: tuple[str, ...]  # folders of pairs
-    model: str = "crm-s"  # name of a preset
-    shares: tuple[float, ...] = ()  # how often each folder is drawn; equal where empty
-    scenes: float = 0.0  # the share of generated scenes
-    steps: int = 4000
-    batch: int = 12
-    crop: int = 320  # px; the coarse step sees half of it
-    window: int = 192  # px of the crop that the last step sees
-    learning_rate: float = 1.5e-3
-    trunk_factor: float = 0.3  # of the learning rate, for pretrained features
-    weight_decay: float = 1e-4
-    warmup: int = 150  # steps
-    decay: float = 0.3  # the last share of all steps, in which the learning rate falls to zero
-    ema: float = 0.998  # of the averaged weights that are kept; less in the first few thousand steps
-    seed: int = 0
-    pretrained: str = ""  # mobilenetv2.npz; crm-s alone has this field and the next two
-    trunk: str = "mobilenetv2"  # or "dense"
-    decoder: str = "interpolated"  # or "ensemble"
+    A second call with the same folder goes on where the first one was stopped, however that happened; the checkpoint is
+    written every ``save_seconds``. An interrupt (Ctrl-C) ends the step, stores it and is raised again, with a text that
+    says how to go on; a second one does not wait.
 
-    def __post_init__(self) -> None:
-        if self.shares and len(self.shares) != len(self.data):
-            raise OptionError(f"{len(self.shares)} shares for {len(self.data)} data folders; give one for each")
-        for name in ("steps", "batch", "crop", "window"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise OptionError(f"{name}={getattr(self, name)!r} is not possible; give a whole number above 0")
-        if self.crop % 64 or self.window % 32 or self.window > self.crop:
-            raise OptionError(
-                f"crop={self.crop}, window={self.window} are not possible; the crop is a multiple of 64 px, the window "
-                "one of 32 px and no larger"
-            )
-        one_of("model", self.model, tuple(PRESETS))
-        if self.model != "crm-s":
-            for name in ("pretrained", "trunk", "decoder"):
-                if getattr(self, name) != getattr(Recipe, name):
-                    raise OptionError(f"{name}={getattr(self, name)!r} belongs to crm-s; {self.model} has none")
-        one_of("trunk", self.trunk, tuple(TRUNKS))
-        one_of("decoder", self.decoder, tuple(DECODERS))
-        if self.pretrained and self.trunk != "mobilenetv2":
-            raise OptionError(f"trunk={self.trunk!r} has no pretrained features; leave pretrained empty")
+    dtype: of the network's products: "float32", "bfloat16", "float16" (CUDA alone, with a scaled loss) or "auto", the
+    fastest that is safe. workers: processes that prepare crops. terms: of the data, for the card. quiet: nothing is
+    told on stderr. stop_at: ends the call after that step, to be resumed.
 
-    def spec(self) -> Spec:
-        """Of the model that is trained."""
-        base = preset(self.model)
-        if self.model != "crm-s":
-            return base
-        return replace(base, arguments={**base.arguments, "trunk": self.trunk, "decoder": self.decoder})
+    Raises `OptionError` for what cannot be trained, `FileError` for data that cannot be read or a folder that cannot be
+    written, `WeightsError` where ``out`` belongs to another recipe.
+    """
+    on = resolve_device(device)
+    products = arithmetic(dtype, on)
+    if not recipe.data:
+        raise OptionError("there is nothing to train on; give folders of pictures with their truths (--data DIR)")
+    if workers < 0:
+        raise OptionError(f"workers={workers} is not possible; give a number of processes, or 0 for none but this one")
+    check_folder(out)
+    groups = [find_pairs(Path(folder)) for folder in recipe.data]
+    crops = Crops(
+        groups,
+        recipe.shares or (1.0,) * len(groups),
+        size=recipe.crop,
+        seed=recipe.seed,
+        scenes=recipe.scenes,
+        composed=recipe.composed,
+        coarse=recipe.coarse,
+        augment=recipe.augment,
+    )
+    run = Run.begin(recipe, on, products)
+    run.resume(out / CHECKPOINT)
+    out.mkdir(parents=True, exist_ok=True)
+    log = Log(out, step=run.step, steps=recipe.steps, batch=recipe.batch, quiet=quiet, tensorboard=tensorboard)
+    with log:
+        log.note(f"{recipe.model}, {sum(map(len, groups))} pairs, {run.began()}; {on}, {run.dtype_name}; {out}")
+        if validation is not None:
+            validation.check_apart([pair.image for group in groups for pair in group])
+        sources = [source(Path(folder), len(group)) for folder, group in zip(recipe.data, groups, strict=True)]
+        folder = _Folder(out, run, log, validation, sources, terms)
+        if run.step >= recipe.steps:
+            folder.store()  # perhaps in another type than before
+        loader = DataLoader(
+            crops,
+            batch_size=recipe.batch,
+            sampler=_Numbers(run.step * recipe.batch, recipe.steps * recipe.batch),
+            num_workers=workers,
+            prefetch_factor=4 if workers else None,
+            worker_init_fn=_alone,
+            pin_memory=on.type == "cuda",
+        )
+        with folder.interrupt:
+            try:
+                _steps(run, loader, folder, save_seconds, stop_at)
+            except RefineError as error:
+                raise _as_in_the_worker(error) from error
+            if run.step >= recipe.steps and validation is not None and not folder.is_validated():
+                folder.validate()
+    return out / WEIGHTS
+
+
+def _steps(
+    run: Run, loader: DataLoader[dict[str, Tensor]], folder: "_Folder", save_seconds: float, stop_at: int | None
+) -> None:
+    """The steps that are left, or those up to ``stop_at``; the last one is stored."""
+    log, steps = folder.log, run.recipe.steps
+    saved = validated = time.monotonic()
+    seen: list[dict[str, Tensor]] = []
+    run.network.train()
+    for batch in _begun(loader):
+        seen.append(run.advance(batch))
+        log.step(run.step)
+        last = run.step in (stop_at, steps) or folder.interrupt.wanted
+        due = folder.is_due(time.monotonic() - validated)
+        wanted = due and run.step < steps and not folder.interrupt.wanted
+        store = last or wanted or time.monotonic() - saved > save_seconds
+        told = run.step % EVERY == 0 or run.step == steps
+        if store or told:
+            means = run.means(seen)  # so that nothing is stored that is no number
+        if told:
+            log.losses(run.step, means, run.rate())
+            seen = []
+        if store:
+            folder.store()
+            saved = time.monotonic()
+        if wanted:
+            folder.validate()
+            validated = time.monotonic()
+        if last:
+            break
+    folder.interrupt.check()
+
+
+def _begun(loader: DataLoader[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    """The loader's batches, its workers forked while OpenCV has one thread.
+
+    More do not survive a fork: a worker that sets their number, or uses them, waits for them without end.
+    """
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        return iter(loader)
+    finally:
+        cv2.setNumThreads(threads)
 
 
 class _Numbers(Sampler[int]):
@@ -94,207 +175,115 @@ class _Numbers(Sampler[int]):
         return iter(range(self.first, self.last))
 
     def __len__(self) -> int:
-        return self.last - self.first
+        return max(0, self.last - self.first)
 
 
-def learning_rate(step: int, recipe: Recipe) -> float:
-    """Factor of the learning rate at ``step``: a linear rise, a plateau, a linear fall to zero."""
-    rise = min(1.0, (step + 1) / max(1, recipe.warmup))
-    fall = min(1.0, (recipe.steps - step) / max(1.0, recipe.decay * recipe.steps))
-    return min(rise, max(fall, 0.0))
+class _Interrupt(AbstractContextManager["_Interrupt"]):
+    """Lets an interrupt wait for the end of a step; the second one does not. Signals are the main thread's alone."""
 
+    def __init__(self) -> None:
+        self.wanted = False
+        self.before: Any = None
 
-def train(
-    recipe: Recipe,
-    out: Path,
-    *,
-    device: str = "cpu",
-    workers: int = 1,
-    save_seconds: float = 120.0,
-    stop_at: int | None = None,
-) -> Path:
-    """Train the model of ``recipe`` and return the path of the averaged weights, ``out/weights.safetensors``.
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self.before = signal.signal(signal.SIGINT, self._note)
+        return self
 
-    ``out`` holds a checkpoint, written every ``save_seconds``, that a second call with the same folder resumes from,
-    and a log of one JSON line every 20 steps. ``stop_at`` ends the call after that step, to be resumed.
+    def __exit__(self, *raised: object) -> None:
+        if self.before is not None:
+            signal.signal(signal.SIGINT, self.before)
 
-    Raises `OptionError` for an impossible recipe, `FileError` for data that cannot be read, `WeightsError` where
-    ``out`` belongs to another recipe.
-    """
-    device = str(resolve_device(device))
-    out.mkdir(parents=True, exist_ok=True)
-    groups = [find_pairs(Path(folder)) for folder in recipe.data]
-    shares = recipe.shares or (1.0,) * len(groups)
-    crops = Crops(groups, shares, size=recipe.crop, seed=recipe.seed, scenes=recipe.scenes)
-    run = _Run.begin(recipe, device)
-    run.resume(out / "checkpoint.pt")
-    loader = DataLoader(
-        crops,
-        batch_size=recipe.batch,
-        sampler=_Numbers(run.step * recipe.batch, recipe.steps * recipe.batch),
-        num_workers=workers,
-        prefetch_factor=4 if workers else None,
-        worker_init_fn=_one_thread,
-    )
-    cascade, choices = recipe.spec().cascade, torch.Generator()
-    saved = logged = time.monotonic()
-    seen: list[dict[str, float]] = []
-    run.network.train()
-    for batch in loader:
-        seed = recipe.seed * 1_000_003 + run.step
-        choices.manual_seed(seed)
-        for group in run.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * learning_rate(run.step, recipe)
-        with torch.random.fork_rng(devices=[device] if device.startswith("cuda") else []):
-            torch.manual_seed(seed)  # dropout knows no other generator
-            on_device = {name: value.to(device) for name, value in batch.items()}
-            losses = _losses(cast(Network, run.network), cascade, on_device, recipe, choices)
-        run.optimizer.zero_grad(set_to_none=True)
-        sum(losses.values(), torch.zeros((), device=device)).backward()
-        nn.utils.clip_grad_norm_(run.network.parameters(), 1.0)
-        run.optimizer.step()
-        run.average.update_parameters(run.network)
-        run.step += 1
-        seen.append({name: float(value.detach()) for name, value in losses.items()})
-        if run.step % 20 == 0:
-            means = {name: round(sum(each[name] for each in seen) / len(seen), 5) for name in losses}
-            line = {"step": run.step, **means, "seconds": round(time.monotonic() - logged, 2)}
-            with (out / "log.jsonl").open("a") as log:
-                log.write(json.dumps(line) + "\n")
-            logged, seen = time.monotonic(), []
-        last = run.step in (stop_at, recipe.steps)
-        if last or time.monotonic() - saved > save_seconds:
-            run.store(out, recipe)
-            saved = time.monotonic()
-        if last:
-            break
-    return out / "weights.safetensors"
+    def check(self) -> None:
+        """Raises KeyboardInterrupt, if one waits; to be called where all is stored."""
+        if self.wanted:
+            raise KeyboardInterrupt("the last whole step is stored; the same command goes on from there")
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.wanted:
+            raise KeyboardInterrupt
+        self.wanted = True
 
 
 @dataclass
-class _Run:
-    """What training changes, on disk as ``checkpoint.pt``."""
+class _Folder:
+    """What a run leaves on disk."""
 
-    network: nn.Module
-    average: AveragedModel
-    optimizer: torch.optim.Optimizer
-    recipe: str
-    step: int = 0
+    out: Path
+    run: Run
+    log: Log
+    validation: Validation | None
+    sources: list[Source]
+    terms: str
+    interrupt: _Interrupt = field(default_factory=_Interrupt)
+    commit: str = field(default_factory=commit)
 
-    @classmethod
-    def begin(cls, recipe: Recipe, device: str) -> Self:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(recipe.seed)
-            network = build(recipe.spec())
-        rates = [(False, recipe.learning_rate)]
-        slow: set[int] = set()
-        if recipe.pretrained:
-            trunk = cast(CRMSmall, network).trunk
-            load_mobilenet_v2(cast(Trunk, trunk), Path(recipe.pretrained))
-            rates.append((True, recipe.learning_rate * recipe.trunk_factor))
-            slow = {id(parameter) for parameter in trunk.parameters()}
-        network = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        average = AveragedModel(network, multi_avg_fn=_moving_average(recipe.ema), use_buffers=True)
-        groups = [
-            {"params": [p for p in network.parameters() if (id(p) in slow) == inside], "initial_lr": rate}
-            for inside, rate in rates
-        ]
-        optimizer = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
-        return cls(network, average, optimizer, _lasting(recipe))
+    def store(self) -> None:
+        """Write the averaged weights, their card and the checkpoint, each whole or not at all."""
+        self.run.save_weights(self.out / WEIGHTS)
+        self.run.store(self.out / CHECKPOINT)
+        self.write_card()
 
-    def store(self, out: Path, recipe: Recipe) -> None:
-        """Write the averaged weights, then the checkpoint, each whole or not at all."""
-        save(
-            out / "weights.safetensors",
-            self.average.module.state_dict(),
-            spec=recipe.spec().as_dict(),
-            metadata={"recipe": json.dumps(asdict(recipe)), "step": str(self.step)},
+    def is_due(self, seconds: float) -> bool:
+        return self.validation is not None and self.validation.every.due(step=self.run.step, seconds=seconds)
+
+    def is_validated(self) -> bool:
+        """Whether the weights of this step have been measured on these pictures."""
+        assert self.validation is not None
+        wanted = {"step": self.run.step, **self.validation.measured()}
+        found = self.log.last_validation() or {}
+        return all(found.get(name) == value for name, value in wanted.items())
+
+    def validate(self) -> None:
+        """Measure the stored weights and keep them where none were better on the same pictures."""
+        assert self.validation is not None
+        began = time.monotonic()
+        summaries = self.validation.measure(
+            self.run.recipe.model, self.out / WEIGHTS, device=str(self.run.device), seen=self.interrupt.check
         )
-        state = {
-            "network": self.network.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "recipe": self.recipe,
-            "step": self.step,
-        }
-        write_atomic(out / "checkpoint.pt", lambda file: torch.save(state, file))
+        found = {"step": self.run.step, **self.validation.measured(), **record(summaries)}
+        best = self.best()
+        comparable = best is not None and all(best.get(k) == v for k, v in self.validation.measured().items())
+        if best is not None and not comparable:
+            self.log.note(f"{BEST} was chosen on other pictures and is replaced")
+        if best is None or not comparable or found["gain"] > best["gain"]:
+            self.run.save_weights(self.out / BEST, validation=json.dumps(found))
+        self.log.validated(found, time.monotonic() - began)
+        self.write_card()
 
-    def resume(self, path: Path) -> None:
-        """Go on from a checkpoint, if there is one."""
-        if not path.exists():
-            return
-        try:
-            state = torch.load(path, weights_only=True)
-            # What a checkpoint does not name yet had its default.
-            if json.loads(_lasting(Recipe(data=()))) | json.loads(state["recipe"]) != json.loads(self.recipe):
-                raise WeightsError(
-                    f"{path} belongs to another recipe: {state['recipe']}, not {self.recipe}; train into a new folder"
-                )
-            self.network.load_state_dict(state["network"])
-            self.average.load_state_dict(state["average"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.step = int(state["step"])
-        except (KeyError, RuntimeError, TypeError, ValueError, EOFError, UnpicklingError) as error:
-            raise WeightsError(f"{path} is damaged ({error}); delete it to begin anew") from error
+    def best(self) -> dict[str, Any] | None:
+        """The validation of the best weights, which is in their file."""
+        if not (self.out / BEST).exists():
+            return None
+        values: dict[str, Any] = json.loads(load(self.out / BEST).metadata["validation"])
+        return values
 
-
-def _moving_average(decay: float) -> Callable[[Any, Any, Tensor | int], None]:
-    """An exponential moving average whose memory grows with the run up to ``decay``: the start is soon forgotten."""
-
-    def update(averaged: Any, current: Any, count: Tensor | int) -> None:
-        seen = float(count)
-        get_ema_multi_avg_fn(min(decay, (1 + seen) / (10 + seen)))(averaged, current, count)
-
-    return update
+    def write_card(self) -> None:
+        card = Card(
+            recipe=self.run.recipe.as_dict(),
+            step=self.run.step,
+            device=str(self.run.device),
+            dtype=self.run.dtype_name,
+            date=datetime.now(UTC).isoformat(timespec="seconds"),
+            sources=self.sources,
+            files=[WeightsFile.of(path) for name in (WEIGHTS, BEST) if (path := self.out / name).exists()],
+            validation=self.log.last_validation(),
+            best=self.best(),
+            terms=self.terms,
+            commit=self.commit,
+            versions=versions(),
+        )
+        write_atomic(self.out / CARD, lambda file: file.write(card.text().encode()))
 
 
-def _lasting(recipe: Recipe) -> str:
-    """What may not change between the parts of a run: everything but where it ends and where its data lies."""
-    values = asdict(recipe) | {"data": [Path(folder).name for folder in recipe.data]}
-    values["pretrained"] = Path(recipe.pretrained).name
-    return json.dumps({k: v for k, v in values.items() if k not in ("steps", "decay")})
+def _as_in_the_worker(error: RefineError) -> RefineError:
+    """An error without the traceback that torch adds to the text of those from another process."""
+    return type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2].strip())
 
 
-def _losses(
-    network: Network, cascade: Cascade, batch: dict[str, Tensor], recipe: Recipe, choices: torch.Generator
-) -> dict[str, Tensor]:
-    """Losses of the coarse and of the last step of a batch of crops."""
-    mean, std = (torch.tensor(v, device=batch["image"].device).view(3, 1, 1) for v in (cascade.mean, cascade.std))
-    image = (batch["image"].float() / 255 - mean) / std
-    truth, size = batch["truth"], recipe.crop
-    device_type = image.device.type
-    with torch.autocast(device_type, torch.bfloat16):
-        half = _halved(torch.cat((image, 2 * batch["coarse"] - 1), 1), cascade.resize)
-        again = F.interpolate(half[:, 3:], size=(size, size), mode="bilinear", align_corners=False)
-        coarse_logit = _decoded(network, half, torch.cat((image, again), 1))
-        y, x = (8 * int(torch.randint((size - recipe.window) // 8 + 1, (), generator=choices)) for _ in range(2))
-        part = (..., slice(y, y + recipe.window), slice(x, x + recipe.window))
-        kind = torch.rand(len(image), 1, 1, 1, generator=choices).to(image.device)
-        own = coarse_logit.detach().sigmoid()
-        mask = torch.where(kind < 0.5, own, torch.where(kind < 0.7, batch["coarse"], batch["fine"]))[part]
-        full = torch.cat((image[part], 2 * mask - 1), 1)
-        fine_logit = _decoded(network, full, full)
-    return {"coarse": crm_loss(coarse_logit, truth), "fine": crm_loss(fine_logit, truth[part])}
-
-
-def _halved(x: Tensor, resize: str) -> Tensor:
-    """Crops (B, C, h, w) of even sides at half the resolution, reduced as the cascade reduces pictures."""
-    if resize == "area":
-        return F.avg_pool2d(x, 2)
-    return F.interpolate(x, size=(x.shape[-2] // 2, x.shape[-1] // 2), mode="bilinear", align_corners=True)
-
-
-def _decoded(network: Network, x: Tensor, guide: Tensor) -> Tensor:
-    """Logits on the grid of ``guide`` from the network's input ``x``, both square crops."""
-    sizes = network.tap_sizes(*x.shape[-2:])
-    window = Window(0, sizes[0][0], 0, sizes[0][1])
-    latent = network.fuse(network.encode(x), sizes=sizes, origin=(0, 0), window=window)
-    axis = network.axis(guide.shape[-1], x.shape[-1]).to(x.device)
-    return network.decode(latent, axis, axis, guide if network.guided else None)
-
-
-def _one_thread(worker: int) -> None:
-    import cv2
-
-    cv2.setNumThreads(1)
+def _alone(worker: int) -> None:
+    """A worker uses one thread, and leaves interrupts to the process that started it."""
+    if cv2.getNumThreads() != 1:  # it was not forked, see `_begun`
+        cv2.setNumThreads(1)
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

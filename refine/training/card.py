@@ -1,0 +1,151 @@
+"""The model card: what weights were trained on, how, and what they reach, for who gets them without the run."""
+
+import json
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from refine.checkpoint import file_sha256
+
+_TERMS = ("TERMS", "TERMS.txt", "TERMS.md")  # of a data folder
+
+
+@dataclass(frozen=True)
+class Source:
+    """A folder that was trained on."""
+
+    folder: str
+    pairs: int
+    terms: str = ""
+    """Text of the folder's own file TERMS, if it has one."""
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """A file of weights that a card is for."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> "WeightsFile":
+        """A file as it is."""
+        return cls(path.name, path.stat().st_size, file_sha256(path))
+
+
+@dataclass(frozen=True)
+class Card:
+    """The facts of a card; `text` is the card."""
+
+    recipe: Mapping[str, Any]
+    """All fields of a recipe."""
+    step: int
+    device: str
+    dtype: str
+    date: str
+    sources: Sequence[Source] = ()
+    files: Sequence[WeightsFile] = ()
+    validation: Mapping[str, Any] | None = None
+    """The newest record of `refine.training.validation`."""
+    best: Mapping[str, Any] | None = None
+    """The record of the best weights."""
+    terms: str = ""
+    commit: str = ""
+    """Of the code, where it is a checkout."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def text(self) -> str:
+        """Markdown."""
+        parts = [f"# {self.recipe['model']}, trained for {self.step:,} of {self.recipe['steps']:,} steps\n"]
+        parts.append(_table(("file", "bytes", "sha256"), [(f.name, f"{f.bytes:,}", f.sha256) for f in self.files]))
+        parts.append("## Data\n")
+        parts.append(_table(("folder", "pairs"), [(s.folder, f"{s.pairs:,}") for s in self.sources]))
+        if self.recipe["scenes"]:
+            parts.append(f"{self.recipe['scenes']:.0%} of the crops are generated scenes.\n")
+        parts.append("## Terms\n")
+        stated = [
+            (name, text) for name, text in [("All", self.terms), *((s.folder, s.terms) for s in self.sources)] if text
+        ]
+        parts += [f"{folder}:\n\n{_quoted(text)}\n" for folder, text in stated] or ["None were stated.\n"]
+        parts.append("## Figures\n")
+        parts += self._figures()
+        parts.append("## Recipe\n")
+        parts.append(_table(("field", "value"), [(k, f"`{json.dumps(v)}`") for k, v in self.recipe.items()]))
+        parts.append("## Made by\n")
+        made = {"date": self.date, "device": self.device, "arithmetic": self.dtype, "commit": self.commit or "unknown"}
+        parts.append(_table(("what", "value"), list((made | dict(self.versions)).items())))
+        return "\n".join(parts)
+
+    def _figures(self) -> list[str]:
+        if self.validation is None:
+            return ["Not validated.\n"]
+        parts = []
+        for which, record in (("The last weights", self.validation), ("The best weights", self.best)):
+            if record is None or (which == "The best weights" and record["step"] == self.validation["step"]):
+                continue
+            rows = [
+                (
+                    s["set"],
+                    str(s["pictures"]),
+                    f"{s['iou_coarse']:.2f}/{s['mba_coarse']:.2f}",
+                    f"{s['iou_refined']:.2f}/{s['mba_refined']:.2f}",
+                )
+                for s in record["sets"]
+            ]
+            parts.append(f"{which} that were validated, of step {record['step']:,}; gain {record['gain']:+.3f}:\n")
+            parts.append(_table(("set", "pictures", "coarse IoU/mBA", "refined IoU/mBA"), rows))
+        parts.append(
+            "IoU is pooled over a set, mBA the mean of its pictures, in %. The gain is the mean over the sets of the "
+            "two changes added up; the best weights have the highest.\n"
+        )
+        return parts
+
+
+def source(folder: Path, pairs: int) -> Source:
+    """A folder with the terms that it states itself."""
+    stated = [
+        path.read_text(encoding="utf-8", errors="replace") for name in _TERMS if (path := folder / name).is_file()
+    ]
+    return Source(folder.name or str(folder), pairs, "\n\n".join(stated))
+
+
+def versions() -> dict[str, str]:
+    """Of what computes."""
+    found = {"python": platform.python_version()}
+    for name in ("refine-masks", "torch", "numpy", "opencv-python"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def commit(root: Path = Path(__file__).parents[2]) -> str:
+    """Of the checkout at ``root``, marked where files differ from it; empty where there is none, or no git."""
+    top = _git(root, "rev-parse", "--show-toplevel")
+    if top is None or Path(top) != root.resolve():  # inside another project's checkout
+        return ""
+    head = _git(root, "rev-parse", "HEAD") or ""
+    return f"{head} and uncommitted changes" if head and _git(root, "status", "--porcelain", "-uno") else head
+
+
+def _git(root: Path, *words: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _quoted(text: str) -> str:
+    return "\n".join(f"> {line}".rstrip() for line in text.strip().splitlines())

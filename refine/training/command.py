@@ -1,0 +1,68 @@
+"""What ``refine-cli train`` does with its options."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from refine.errors import FileError, OptionError
+from refine.training.loop import train
+from refine.training.recipe import read_recipe
+from refine.training.validation import Interval, Validation
+
+
+def train_command(
+    out: Path,
+    *,
+    recipe: str | None,
+    root: Path,
+    given: Mapping[str, Any],
+    changes: Sequence[str],
+    validate: Sequence[Path],
+    validate_every: str,
+    validate_limit: int | None,
+    terms: Path | None,
+    device: str,
+    dtype: str,
+    workers: int,
+    threads: int | None,
+    tensorboard: bool,
+    quiet: bool,
+) -> Path:
+    """Reads a recipe and trains by it; the path of the weights.
+
+    recipe, root, given, changes: see `refine.training.recipe.read_recipe`. validate: folders of sets.
+
+    Raises `OptionError`, `FileError` and `WeightsError` as `refine.training.loop.train` does.
+    """
+    chosen = read_recipe(recipe, root, changes=changes, given=given)
+    every = Interval.parse(validate_every)
+    if validate_limit is not None and not validate:
+        raise OptionError("--validate-limit means nothing without --validate; give a held-out set")
+    validation = Validation(tuple(validate), every, validate_limit) if validate else None
+    if threads is not None:
+        if threads < 1:
+            raise OptionError(f"threads={threads} is not possible; give a number from 1")
+        torch.set_num_threads(threads)
+    try:
+        return train(
+            chosen,
+            out,
+            device=device,
+            dtype=dtype,
+            workers=workers,
+            validation=validation,
+            terms=_text(terms) if terms is not None else "",
+            quiet=quiet,
+            tensorboard=tensorboard,
+        )
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise OptionError("out of memory; a smaller --batch, or --set crop and window, needs less") from error
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileError(f"{path}: cannot be read ({error}); give a text file with the data's terms") from error

@@ -1,0 +1,254 @@
+"""What a training run is: the fields of a recipe, the recipes that ship, and reading one from TOML."""
+
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Final
+
+from refine.checkpoint import weights_dir
+from refine.config import Spec
+from refine.errors import OptionError, one_of
+from refine.models import PRESETS, preset
+from refine.models.crm_s import DECODERS, TRUNKS
+from refine.training.augment import AUGMENTS
+from refine.training.coarse import DEFAULT_MIX, check_mix
+from refine.training.losses import CRM, parse_loss
+
+OPTIMIZERS: Final = ("adamw", "adam")
+SCHEDULES: Final = ("plateau", "steps")
+STORES: Final = ("float32", "float16")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that a run's result depends on, stored beside its weights.
+
+    Raises `OptionError` for fields that are impossible, alone or together.
+    """
+
+    data: tuple[str, ...] = ()  # folders of pairs
+    model: str = "crm-s"  # name of a preset
+    shares: tuple[float, ...] = ()  # how often each folder is drawn; equal where empty
+    scenes: float = 0.0  # the share of generated scenes
+    composed: float = 0.0  # how often pictures are laid over others, and truths changed; see `refine.training.data`
+    steps: int = 4000
+    batch: int = 12
+    crop: int = 320  # px; of two passes the first sees it at half its resolution
+    window: int = 192  # px of the crop that the second pass sees
+    passes: int = 2  # 2: the cascade's coarse and last step; 1: the crop with its coarse mask, as published
+    augment: str = "broad"  # or "published"; see `refine.training.augment`
+    coarse: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_MIX))  # kind of coarse mask -> share
+    loss: str = CRM  # weighted terms, see `refine.training.losses`
+    optimizer: str = "adamw"  # or "adam", whose weight decay is part of the gradient
+    learning_rate: float = 1.5e-3
+    trunk_factor: float = 0.3  # of the learning rate, for pretrained features
+    weight_decay: float = 1e-4
+    clip: float = 1.0  # largest norm of the gradient; 0: any
+    warmup: int = 150  # steps
+    schedule: str = "plateau"  # then a linear fall; or "steps": a tenth from each milestone on
+    decay: float = 0.3  # after a plateau: the last share of all steps, in which the learning rate falls to zero
+    milestones: tuple[int, ...] = ()  # steps
+    ema: float = 0.998  # of the averaged weights that are kept; less in the first few thousand steps
+    store: str = "float32"  # or "float16": matrices and kernels in the weights' file
+    seed: int = 0
+    initial: str = ""  # weights of the model to start from; empty: random ones
+    pretrained: str = ""  # mobilenetv2.npz; crm-s alone has this field and the next two
+    trunk: str = "mobilenetv2"  # or "dense"
+    decoder: str = "interpolated"  # or "ensemble"
+
+    def __post_init__(self) -> None:
+        _check_each(self)
+        if self.shares and (len(self.shares) != len(self.data) or min(self.shares) < 0 or not sum(self.shares)):
+            raise OptionError(
+                f"{len(self.shares)} shares for {len(self.data)} data folders; give one for each, none below 0 and one "
+                "above"
+            )
+        multiple = 32 * self.passes
+        if self.crop % multiple or (self.passes == 2 and (self.window % 32 or self.window > self.crop)):
+            raise OptionError(
+                f"crop={self.crop}, window={self.window} are not possible; the crop is a multiple of {multiple} px, "
+                "the window one of 32 px and no larger"
+            )
+        if (self.schedule == "steps") != bool(self.milestones):
+            raise OptionError(
+                f"schedule={self.schedule!r} with milestones={list(self.milestones)} is not possible; milestones "
+                "belong to the schedule 'steps', which needs some"
+            )
+        if not isinstance(self.coarse, Mapping):
+            raise OptionError(f"coarse={self.coarse!r} is not possible; give a table of kinds and shares")
+        check_mix(self.coarse)
+        parse_loss(self.loss)
+        self._check_model()
+
+    def _check_model(self) -> None:
+        if self.model != "crm-s":
+            for name in ("pretrained", "trunk", "decoder"):
+                if getattr(self, name) != getattr(Recipe, name):
+                    raise OptionError(f"{name}={getattr(self, name)!r} belongs to crm-s; {self.model} has none")
+        smallest = self.crop if self.passes == 1 else min(self.crop // 2, self.window)
+        if self.model == "crm-s" and self.batch == 1 and smallest == 32:
+            raise OptionError(
+                "one crop that is seen at 32 px leaves batch norms a single value; give a larger batch or crop"
+            )
+        if self.pretrained and self.trunk != "mobilenetv2":
+            raise OptionError(f"trunk={self.trunk!r} has no pretrained features; leave pretrained empty")
+        if self.pretrained and self.initial:
+            raise OptionError("pretrained features and initial weights were given; give one of them")
+
+    def spec(self) -> Spec:
+        """Of the model that is trained."""
+        base = preset(self.model)
+        if self.model != "crm-s":
+            return base
+        return replace(base, arguments={**base.arguments, "trunk": self.trunk, "decoder": self.decoder})
+
+    def learning_rate_at(self, step: int) -> float:
+        """Factor of the learning rate: a linear rise, then a plateau and a linear fall to zero, or falls by ten."""
+        rise = min(1.0, (step + 1) / max(1, self.warmup))
+        if self.schedule == "steps":
+            return float(rise * 0.1 ** sum(step >= milestone for milestone in self.milestones))
+        fall = min(1.0, (self.steps - step) / max(1.0, self.decay * self.steps))
+        return min(rise, max(fall, 0.0))
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready, with names alone of folders and files: where they lie tells others nothing."""
+        values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        named = {"pretrained": Path(self.pretrained).name, "initial": Path(self.initial).name}
+        return values | named | {"data": [Path(folder).name for folder in self.data]}
+
+    def lasting(self) -> dict[str, Any]:
+        """What may not change between the parts of a run: all but its end and how it is stored."""
+        return {name: value for name, value in self.as_dict().items() if name not in ("steps", "decay", "store")}
+
+
+_TEXTS: Final = {
+    "data": None,
+    "model": tuple(PRESETS),
+    "augment": AUGMENTS,
+    "loss": None,
+    "optimizer": OPTIMIZERS,
+    "schedule": SCHEDULES,
+    "store": STORES,
+    "initial": None,
+    "pretrained": None,
+    "trunk": tuple(TRUNKS),
+    "decoder": tuple(DECODERS),
+}
+_WHOLE: Final = {"steps": 1, "batch": 1, "crop": 1, "window": 1, "milestones": 1, "warmup": 0, "seed": 0}  # -> least
+_NUMBERS: Final = {  # name -> least and highest
+    "shares": (0.0, math.inf),
+    "scenes": (0.0, 1.0),
+    "composed": (0.0, 1.0),
+    "learning_rate": (1e-12, math.inf),
+    "trunk_factor": (0.0, math.inf),
+    "weight_decay": (0.0, math.inf),
+    "clip": (0.0, math.inf),
+    "decay": (0.0, 1.0),
+    "ema": (0.0, 1.0),
+}
+
+
+def _check_each(recipe: Recipe) -> None:
+    """Raises `OptionError` for a field whose type or value is impossible whatever the others are."""
+    for name, known in _TEXTS.items():
+        for value in _values(recipe, name):
+            if not isinstance(value, str):
+                raise OptionError(f"{name}={value!r} is not possible; give a text")
+            if known is not None:
+                one_of(name, value, known)
+    for name, least in _WHOLE.items():
+        for value in _values(recipe, name):
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                wanted = "above 0" if least else "from 0"
+                raise OptionError(f"{name}={value!r} is not possible; give a whole number {wanted}")
+    for name, (low, high) in _NUMBERS.items():
+        for value in _values(recipe, name):
+            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            if not number or not low <= value <= high:
+                above = f"up to {high:g}" if math.isfinite(high) else "or more"
+                raise OptionError(f"{name}={value!r} is not possible; give a number of {low:g} {above}")
+    if recipe.passes not in (1, 2):
+        raise OptionError(f"passes={recipe.passes!r} is not possible; give 1 or 2")
+
+
+def _values(recipe: Recipe, name: str) -> Sequence[Any]:
+    """The values of a field: several of a list, else its own."""
+    value, default = getattr(recipe, name), _DEFAULTS[name]
+    if isinstance(default, tuple):
+        if not isinstance(value, tuple):
+            raise OptionError(f"{name}={value!r} is not possible; give a list")
+        return value
+    return [value]
+
+
+_DEFAULTS: Final[dict[str, Any]] = {
+    f.name: f.default_factory() if callable(f.default_factory) else f.default for f in fields(Recipe)
+}
+_PATHS: Final = ("data", "initial", "pretrained")
+
+
+def shipped() -> dict[str, Path]:
+    """The recipes that come with refine, by name."""
+    return {path.stem: path for path in sorted(weights_dir().glob("*.toml"))}
+
+
+def read_recipe(
+    source: str | Path | None,
+    root: Path = Path(),
+    *,
+    changes: Sequence[str] = (),
+    given: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """A recipe from a TOML file, from one that ships (by its name), or from the defaults (None), with changes.
+
+    root: the folder that relative paths in the file and in the changes lie in. given: fields by their name, over those
+    of the file; other data drops its shares, initial weights its pretrained features. changes: lines of TOML, over all
+    others; the last wins.
+
+    Raises `OptionError` for what cannot be read or is no recipe.
+    """
+    values = {} if source is None else _rooted(_toml_file(source), root)
+    given = given or {}
+    for new, old in (("data", "shares"), ("initial", "pretrained")):
+        if new in given:
+            values.pop(old, None)
+    values |= given
+    for line in changes:
+        values |= _rooted(_toml(line, line), root)
+    for name in values:
+        if name not in _DEFAULTS:
+            raise OptionError(f"a recipe has no field {name!r}; its fields are {', '.join(_DEFAULTS)}")
+    fitting: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    return Recipe(**fitting)
+
+
+def _toml_file(source: str | Path) -> dict[str, Any]:
+    ships = shipped()
+    path = ships.get(str(source), Path(source))
+    try:
+        return _toml(path.read_text(encoding="utf-8"), str(path))
+    except FileNotFoundError as error:
+        raise OptionError(f"{str(path)!r} cannot be read; give a TOML file or one of {', '.join(ships)}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise OptionError(f"{str(path)!r} cannot be read ({error}); give a TOML file") from error
+
+
+def _toml(text: str, name: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise OptionError(f"{name!r} cannot be read ({error}); give TOML, with texts in quotes") from error
+
+
+def _rooted(values: dict[str, Any], root: Path) -> dict[str, Any]:
+    """``values`` with their paths below ``root``."""
+
+    def below(value: Any) -> Any:
+        return str(root / value) if isinstance(value, str) and value else value
+
+    rooted = {name: values[name] for name in _PATHS if name in values}
+    for name, value in rooted.items():
+        rooted[name] = [below(each) for each in value] if isinstance(value, list) else below(value)
+    return values | rooted

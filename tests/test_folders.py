@@ -1,0 +1,338 @@
+import re
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from refine.errors import FileError, InputError
+from refine.training.folders import Pair, find_pairs, read_truth, shared_pictures, survey
+
+RECIPES = sorted((Path(__file__).parents[1] / "weights").glob("*.toml"))
+DISC = np.hypot(*np.mgrid[-6:7, -8:9]) < 5  # (13, 17)
+
+
+def write(folder: Path, *names: str) -> Path:
+    """Pictures and truths of one size, told by their suffixes; no two pictures are alike."""
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".npy":
+            np.save(path, DISC)
+        elif path.suffix == ".png":
+            cv2.imwrite(str(path), 255 * DISC.astype(np.uint8))
+        else:
+            rng = np.random.default_rng(list(name.encode()))
+            cv2.imwrite(str(path), rng.integers(256, size=(*DISC.shape, 3), dtype=np.uint8))
+    return folder
+
+
+def names(folder: Path, pairs: Sequence[Pair]) -> list[tuple[str, str]]:
+    return [tuple(path.relative_to(folder).as_posix() for path in (pair.image, pair.truth)) for pair in pairs]
+
+
+def relative(folder: Path, paths: Sequence[Path]) -> list[str]:
+    return [path.relative_to(folder).as_posix() for path in paths]
+
+
+# Layouts: the pairs that must be found, and files beside them that are in none.
+LAYOUTS = {
+    "big": ([("b_im.jpg", "b_gt.png"), ("c_im.png", "c_gt.png")], ["b_seg.png", "c_mask.png", "d_im.jpg"]),
+    "big with several truths": ([("a_im.jpg", "a_gt0.png"), ("a_im.jpg", "a_gt1.png"), ("b_im.jpg", "b_gt.png")], []),
+    "big in sub-folders": ([("one/a_im.jpg", "one/a_gt.png"), ("two/a_im.jpg", "two/a_gt.png")], []),
+    "truths with an ending": ([("a.jpg", "a_gt.png"), ("b.png", "b_gt.png")], ["b_seg.png"]),
+    "msra-10k": ([(f"MSRA10K_Imgs_GT/Imgs/{i}.jpg", f"MSRA10K_Imgs_GT/Imgs/{i}.png") for i in (12, 7)], []),
+    "fss-1000": (
+        [(f"{kind}/{i}.jpg", f"{kind}/{i}.png") for kind in ("abacus", "camera", "mask") for i in (1, 2)],
+        [],
+    ),
+    "suffixes in capitals": ([("a.JPG", "a.png"), ("b.jpeg", "b.png")], []),
+    "a stem like a result's": ([("a.jpg", "a.png"), ("gas_mask.jpg", "gas_mask.png")], ["a_mask.png"]),
+    "duts": (
+        [(f"DUTS-{part}/DUTS-{part}-Image/a.jpg", f"DUTS-{part}/DUTS-{part}-Mask/a.png") for part in ("TE", "TR")],
+        ["DUTS-TR/DUTS-TR-Image/b.jpg"],
+    ),
+    "duts in one folder": ([(f"DUTS-{part}-Image/a.jpg", f"DUTS-{part}-Mask/a.png") for part in ("TE", "TR")], []),
+    "dut-omron": ([("DUT-OMRON-image/a.jpg", "pixelwiseGT-new-PNG/a.png")], ["pixelwiseGT-new-PNG/b.png"]),
+    "ecssd": ([("images/0001.jpg", "ground_truth_mask/0001.png")], []),
+    "hku-is": ([("imgs/0004.png", "gt/0004.png")], []),
+    "hrsod": ([("HRSOD_train/a.jpg", "HRSOD_train_mask/a.png")], []),
+    "camel case": ([("TrainImages/a.png", "TrainGroundTruth/a.png")], []),
+    "masks that say so": (
+        [("images/a.jpg", "masks/a_mask.png"), ("images/b.jpg", "masks/b_gt.png"), ("images/c_im.jpg", "masks/c.png")],
+        ["masks/a_seg.png"],
+    ),
+    "arrays": ([("images/a.jpg", "alpha/a.npy")], []),
+    "mattes beside trimaps": ([("original/a.png", "alpha/a.png")], ["trimap/a.png", "alpha_coarse/a.png"]),
+    "parts below": ([(f"images/{part}/a.jpg", f"annotations/{part}/a.png") for part in ("train", "val")], []),
+    "parts above": ([(f"{part}/image/a.jpg", f"{part}/label/a.png") for part in ("train", "val")], []),
+    "voc": (
+        [("JPEGImages/a.jpg", "SegmentationClass/a.png"), ("JPEGImages/a.jpg", "SegmentationObject/a.png")],
+        ["JPEGImages/b.jpg"],
+    ),
+    "several annotators": ([("images/a.jpg", "masks1/a.png"), ("images/a.jpg", "masks2/a.png")], []),
+    "numbered in a folder of truths": ([("img/a.jpg", "gt/a_gt0.png"), ("img/a.jpg", "gt/a_gt1.png")], []),
+    "a folder of truths beside the pictures": ([("a.jpg", "masks/a.png"), ("b.png", "masks/b.png")], []),
+    "davis": (
+        [
+            (f"JPEGImages/{size}/{name}/0000{i}.jpg", f"Annotations/{size}/{name}/0000{i}.png")
+            for size in ("480p", "Full-Resolution")
+            for name in ("bear", "camel")
+            for i in (0, 1)
+        ],
+        ["JPEGImages/480p/bear/00002.jpg", "JPEGImages/1080p/bear/00000.jpg", "Annotations/240p/bear/00000.png"],
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_pairs_of_a_layout_are_found_in_the_truths_order_and_nothing_else_is(tmp_path, layout):
+    pairs, others = LAYOUTS[layout]
+    write(tmp_path, *{name for pair in pairs for name in pair}, *others)
+    found = survey(tmp_path)
+    assert names(tmp_path, found.pairs) == sorted(pairs, key=lambda pair: tmp_path.joinpath(pair[1]))
+    assert not found.ambiguous
+    rest = relative(tmp_path, [*found.images_alone, *found.truths_alone, *found.left_out])
+    assert sorted(rest) == sorted(others)
+    assert find_pairs(tmp_path) == found.pairs
+    for pair in found.pairs:
+        np.testing.assert_array_equal(read_truth(pair, DISC.shape), 255 * DISC)
+
+
+def test_what_is_in_no_pair_is_told_by_its_kind(tmp_path):
+    write(tmp_path, "images/a.jpg", "images/b.jpg", "masks/a.png", "masks/c.png", "masks/a_seg.png", "edges/a.png")
+    found = survey(tmp_path)
+    assert names(tmp_path, found.pairs) == [("images/a.jpg", "masks/a.png")]
+    assert relative(tmp_path, found.images_alone) == ["images/b.jpg"]
+    assert relative(tmp_path, found.truths_alone) == ["masks/c.png"]
+    assert relative(tmp_path, found.left_out) == ["edges/a.png", "masks/a_seg.png"]
+
+
+def test_hidden_files_are_not_looked_at(tmp_path):
+    write(tmp_path, "a.jpg", "a.png", ".trash/b.jpg", ".trash/b.png", "__MACOSX/._a.jpg", "__MACOSX/._a.png")
+    found = survey(tmp_path)
+    assert names(tmp_path, found.pairs) == [("a.jpg", "a.png")]
+    assert not found.images_alone
+
+
+@pytest.mark.parametrize(
+    ("files", "doubtful", "reason"),
+    [
+        (("a.jpg", "a.jpeg", "a.png"), "a.png", r"/a\.jpeg and .*/a\.jpg; keep one"),
+        (("images/a.jpg", "images/a.jpeg", "masks/a.png"), "masks/a.png", r"images/a\.jpeg and images/a\.jpg; keep"),
+        (("a_im.jpg", "a_im.png", "a_gt.png"), "a_gt.png", r"a_im\.jpg and .*a_im\.png"),
+        (("a.jpg", "a.png", "a.tif"), "a.jpg", r"a\.png and .*a\.tif belong to it; keep one, or number them a_gt0"),
+        (("a.jpg", "a.png", "a_gt.png"), "a.jpg", r"a\.png and .*a_gt\.png belong to it"),
+        (("images/a.jpg", "masks/a.png", "masks/a.npy"), "images/a.jpg", r"masks/a\.npy and masks/a\.png"),
+        (("images/a.jpg", "masks/a.png", "masks/a_mask.png"), "images/a.jpg", r"masks/a\.png and masks/a_mask\.png"),
+        # The PNG beside the picture may well be the same picture.
+        (("images/a.jpg", "images/a.png", "masks/a.png"), "images/a.jpg", r"images/a\.png and masks/a\.png"),
+        (("images1/a.jpg", "images2/a.jpg", "masks/a.png"), "masks/a.png", r"images1/a\.jpg and images2/a\.jpg"),
+    ],
+)
+def test_what_names_leave_open_is_left_out_with_its_reason(tmp_path, files, doubtful, reason):
+    write(tmp_path, *files, "other/z.jpg", "other/z.png")
+    found = survey(tmp_path)
+    assert names(tmp_path, found.pairs) == [("other/z.jpg", "other/z.png")]
+    ((path, why),) = found.ambiguous
+    assert relative(tmp_path, [path]) == [doubtful]
+    assert re.search(reason, why)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ("train_images/1.jpg", "val_masks/1.png"),
+        ("DUTS-TR-Image/1.jpg", "DUTS-TE-Mask/1.png"),
+        ("set1_images/1.jpg", "set2_masks/1.png"),
+        ("cats_images/1.jpg", "birds_images/1.jpg", "dogs_masks/1.png"),
+        ("JPEGImages/1080p/bear/1.jpg", "Annotations/480p/bear/1.png"),
+        ("JPEGImages/480p/bear/1.jpg", "Annotations/480p/camel/1.png"),
+        ("images/1.jpg", "trimaps/1.png"),
+        ("images/1.jpg", "masks_coarse/1.png"),
+        ("images/1.jpg", "some/1.png"),
+        ("1_im.jpg", "1_seg.png"),
+        ("1.jpg", "1_mask.png"),
+        ("1.png", "2.png"),
+    ],
+)
+def test_what_may_not_belong_together_is_no_pair(tmp_path, files):
+    write(tmp_path, *files)
+    with pytest.raises(FileError, match="holds no pairs"):
+        find_pairs(tmp_path)
+
+
+def test_a_folder_without_pairs_is_an_error_that_says_what_was_looked_for_and_found(tmp_path):
+    with pytest.raises(
+        FileError, match=r"holds no pairs .*; looked for <id>_im\.jpg .*; found no file of \.bmp, \.jpeg"
+    ):
+        find_pairs(tmp_path)
+    write(tmp_path, *(f"photographs/{i}.jpg" for i in range(3)), "drawn/0.png", "a.jpg", "a.jpeg", "a.png", "b_seg.png")
+    found = (
+        r"found 1 \.jpeg in the folder itself, 1 \.jpg in the folder itself, 2 \.png in the folder itself, 1 \.png in "
+        r"drawn, 3 \.jpg in photographs \(pictures without a truth: 4; truths without a picture: 0; coarse masks and "
+        r"results: 1; uncertain: 1, as .*a\.png: its name belongs to .*\); give a folder"
+    )
+    with pytest.raises(FileError, match=found):
+        find_pairs(tmp_path)
+
+
+def test_a_folder_that_cannot_be_searched_is_an_error(tmp_path):
+    with pytest.raises(FileError, match=r"absent: cannot be searched \(No such file"):
+        find_pairs(tmp_path / "absent")
+    write(tmp_path, "a.jpg")
+    with pytest.raises(FileError, match=r"a\.jpg: cannot be searched \(Not a directory"):
+        find_pairs(tmp_path / "a.jpg")
+
+
+# ------------------------------------------------------------------------------------------------------------ truths
+
+
+def palette_png(path: Path, labels: np.ndarray, colours: Sequence[Sequence[int]]) -> None:
+    picture = Image.fromarray(labels.astype(np.uint8))
+    palette = np.zeros((256, 3), np.uint8)
+    palette[: len(colours)] = colours
+    palette[255] = (224, 224, 192)
+    picture.putpalette(palette.tobytes())
+    assert picture.mode == "P"
+    picture.save(path)
+
+
+def truth_of(path: Path) -> np.ndarray:
+    return read_truth(Pair(path.with_name("picture.jpg"), path), DISC.shape)
+
+
+OBJECTS = DISC * np.where(np.arange(DISC.shape[1]) < 8, 1, 2)  # label 1 on the left, 2 on the right
+VOID = cv2.dilate(DISC.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool) & ~DISC
+DAVIS = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0)]
+
+
+VALUES = {
+    "0 and 1": DISC.astype(np.uint8),
+    "0 and 255": 255 * DISC.astype(np.uint8),
+    "0 and 1 in 16 bits": DISC.astype(np.uint16),
+    "0 and 65535": 65535 * DISC.astype(np.uint16),
+    "soft": np.where(DISC, 128, 127).astype(np.uint8),
+    "soft in 16 bits": np.where(DISC, 40000, 30000).astype(np.uint16),
+    "ids": OBJECTS.astype(np.uint8),
+    "ids in 16 bits": 300 * OBJECTS.astype(np.uint16),
+    "ids and void": np.where(VOID, 255, 20 * OBJECTS).astype(np.uint8),
+    "grey as RGB": np.repeat(255 * DISC[..., None].astype(np.uint8), 3, axis=2),
+}
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_truths_of_any_values_are_read_as_0_and_255(tmp_path, values):
+    cv2.imwrite(str(tmp_path / "truth.png"), VALUES[values])
+    found = truth_of(tmp_path / "truth.png")
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, 255 * DISC)
+
+
+@pytest.mark.parametrize(
+    ("labels", "colours"),
+    [
+        (DISC, DAVIS),
+        (2 * DISC, DAVIS),
+        (OBJECTS, DAVIS),
+        (np.where(VOID, 255, 3 * DISC), DAVIS),
+        (255 * DISC, DAVIS),
+        (~DISC, [(255, 255, 255), (0, 0, 0)]),
+        (2 * DISC, [(0, 0, 0), (1, 2, 3), (255, 255, 255)]),
+    ],
+    ids=["one", "one of many", "two", "one and void", "white", "black is 1", "white is 2"],
+)
+def test_palette_truths_are_every_object_without_void(tmp_path, labels, colours):
+    palette_png(tmp_path / "truth.png", labels, colours)
+    np.testing.assert_array_equal(truth_of(tmp_path / "truth.png"), 255 * DISC)
+
+
+def test_an_alpha_matte_is_cut_at_a_half(tmp_path):
+    alpha = np.tile(np.linspace(0, 1, 17, dtype=np.float32), (13, 1))
+    np.save(tmp_path / "truth.npy", alpha)
+    np.testing.assert_array_equal(truth_of(tmp_path / "truth.npy"), np.where(alpha > 0.5, 255, 0))
+    levels = np.rint(alpha * 255).astype(np.uint8)
+    cv2.imwrite(str(tmp_path / "truth.png"), levels)
+    np.testing.assert_array_equal(truth_of(tmp_path / "truth.png"), np.where(levels > 127, 255, 0))
+
+
+def test_an_empty_truth_is_empty(tmp_path):
+    palette_png(tmp_path / "truth.png", 0 * DISC, DAVIS)
+    assert not truth_of(tmp_path / "truth.png").any()
+
+
+@pytest.mark.parametrize("size", [(26, 34), (7, 9), (17, 13)])
+def test_a_truth_of_another_size_than_its_picture_is_an_error_that_names_both(tmp_path, size):
+    write(tmp_path, "a.jpg", "a.png")
+    (pair,) = find_pairs(tmp_path)
+    sizes = rf"a\.png: 13 x 17 is not the size of its picture .*a\.jpg, {size[0]} x {size[1]} \(H x W"
+    with pytest.raises(FileError, match=sizes):
+        read_truth(pair, size)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        # 255 may be an object as white as 85 and 170 are grey, or void; and a lone 1 may be a stray value.
+        (np.kron([[0, 85], [170, 255]], np.ones((40, 40))).astype(np.uint8), "255 may be void or object"),
+        (np.where(np.indices((12, 16)).sum(0) == 3, 1, np.uint8(255)).astype(np.uint8), "255 may be void or object"),
+        (np.arange(12 * 16, dtype=np.uint8).reshape(12, 16) % 100, "100 values 0..99 are neither a mask nor"),
+        (np.arange(12 * 16, dtype=np.uint16).reshape(12, 16) * 20, "192 values 0..3820 are neither a mask nor"),
+    ],
+    ids=["greys", "stray", "dim", "dim 16 bits"],
+)
+def test_a_truth_that_may_mean_two_things_is_an_error(tmp_path, values, message):
+    cv2.imwrite(str(tmp_path / "truth.png"), values)
+    with pytest.raises(FileError, match=message):
+        read_truth(Pair(tmp_path / "a.jpg", tmp_path / "truth.png"), values.shape)
+
+
+def test_labels_are_no_truth_where_0_may_be_an_object_or_below(tmp_path):
+    palette_png(tmp_path / "truth.png", OBJECTS, DAVIS[::-1])
+    with pytest.raises(FileError, match="label 0 of its palette is not black"):
+        truth_of(tmp_path / "truth.png")
+    np.save(tmp_path / "truth.npy", OBJECTS - 1)
+    with pytest.raises(FileError, match=r"3 values -1\.\.1 are neither"):
+        truth_of(tmp_path / "truth.npy")
+
+
+def test_a_photograph_is_no_truth(tmp_path):
+    write(tmp_path, "a.jpg")
+    Image.open(tmp_path / "a.jpg").save(tmp_path / "truth.png")
+    with pytest.raises(InputError, match="a coloured mask"):
+        truth_of(tmp_path / "truth.png")
+    Image.open(tmp_path / "a.jpg").quantize(256).save(tmp_path / "truth.png")
+    with pytest.raises(FileError, match=r"truth\.png: "):
+        truth_of(tmp_path / "truth.png")
+
+
+# --------------------------------------------------------------------------------------------------------- held out
+
+
+def test_a_picture_in_both_sets_is_found_under_another_name(tmp_path):
+    write(tmp_path, *(f"train/images/{i}.jpg" for i in range(3)), *(f"heldout/{i}_im.jpg" for i in range(3)))
+    training, heldout = (sorted((tmp_path / name).rglob("*.jpg")) for name in ("train", "heldout"))
+    assert shared_pictures(training, heldout) == []
+    heldout[2].write_bytes(training[0].read_bytes())
+    assert shared_pictures([*training, *training], heldout) == [(training[0], heldout[2])]
+    with pytest.raises(FileError, match=r"absent\.jpg: cannot be read"):
+        shared_pictures(training, [tmp_path / "absent.jpg"])
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_no_recipe_trains_on_a_held_out_picture(shared, recipe):
+    data = shared / "data"
+    if not (data / "heldout").is_dir():
+        pytest.skip("the folder ../shared/data/heldout with real photographs is not here")
+    folders = [data / name for name in tomllib.loads(recipe.read_text(encoding="utf-8")).get("data", ())]
+    if not folders:
+        pytest.skip("the recipe names no folders")
+    training = [pair.image for folder in folders if folder.is_dir() for pair in find_pairs(folder)]
+    heldout = [pair.image for pair in find_pairs(data / "heldout")]
+    assert heldout
+    assert shared_pictures(training, heldout) == []
+    if missing := [folder.name for folder in folders if not folder.is_dir()]:
+        pytest.skip(f"of the recipe's folders {', '.join(missing)} are not in ../shared/data")
