@@ -109,13 +109,18 @@ def test_what_is_in_no_pair_is_told_by_its_kind(tmp_path):
     assert relative(tmp_path, found.images_alone) == ["images/b.jpg"]
     assert relative(tmp_path, found.truths_alone) == ["masks/c.png"]
     assert relative(tmp_path, found.left_out) == ["edges/a.png", "masks/a_seg.png"]
+    told = "1 pictures without a truth; 1 truths without a picture; 2 files that are neither"
+    assert found.unused() == f"not trained on: {told}"
+    (tmp_path / "images/c.jpeg").write_bytes(b"")
+    (tmp_path / "images/c.jpg").write_bytes(b"")
+    assert "not trained on: 1 pictures without a truth; 2 files that are neither; c.png: " in survey(tmp_path).unused()
 
 
 def test_hidden_files_are_not_looked_at(tmp_path):
     write(tmp_path, "a.jpg", "a.png", ".trash/b.jpg", ".trash/b.png", "__MACOSX/._a.jpg", "__MACOSX/._a.png")
     found = survey(tmp_path)
     assert names(tmp_path, found.pairs) == [("a.jpg", "a.png")]
-    assert not found.images_alone
+    assert found.unused() == ""
 
 
 @pytest.mark.parametrize(

@@ -501,6 +501,12 @@ def test_progress_is_told_in_plain_lines_where_there_is_no_terminal(folder, tmp_
     assert re.fullmatch(r"step 4/4  coarse \d\.\d{4}  fine \d\.\d{4}  \d+\.\d crops/s  00:00 left", line)
 
 
+def test_what_is_not_trained_on_is_told(folder, tmp_path, capsys):
+    (folder / "alone_im.jpg").write_bytes((folder / "1_im.jpg").read_bytes())
+    train(recipe(folder), tmp_path / "run", workers=0, quiet=False)
+    assert f"{folder}: not trained on: 1 pictures without a truth\n" in capsys.readouterr().err
+
+
 def test_a_terminal_has_one_line_that_is_rewritten(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     train(recipe(folder), tmp_path / "run", workers=0, quiet=False)

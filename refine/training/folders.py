@@ -37,6 +37,17 @@ class Found:
     truths_alone: list[Path]
     left_out: list[Path]  # coarse masks, results, contours, trimaps: never truths
 
+    def unused(self) -> str:
+        """What is not trained on, in words; empty if that is nothing."""
+        counts = {
+            "pictures without a truth": len(self.images_alone),
+            "truths without a picture": len(self.truths_alone),
+            "files that are neither": len(self.left_out),
+        }
+        parts = [f"{count} {what}" for what, count in counts.items() if count]
+        parts += [f"{path.name}: {reason}" for path, reason in self.ambiguous]
+        return f"not trained on: {'; '.join(parts)}" if parts else ""
+
 
 # ---------------------------------------------------------------------------------------------------------- finding
 

@@ -32,7 +32,7 @@ from refine.errors import OptionError, RefineError
 from refine.io import check_folder, write_atomic
 from refine.training.card import Card, Source, WeightsFile, commit, source, versions
 from refine.training.data import Crops
-from refine.training.folders import find_pairs
+from refine.training.folders import survey
 from refine.training.progress import EVERY, Log
 from refine.training.recipe import Recipe
 from refine.training.state import Run, arithmetic
@@ -78,7 +78,8 @@ def train(
     if workers < 0:
         raise OptionError(f"workers={workers} is not possible; give a number of processes, or 0 for none but this one")
     check_folder(out)
-    groups = [find_pairs(Path(folder)) for folder in recipe.data]
+    surveys = {name: survey(Path(name)) for name in recipe.data}
+    groups = [surveys[name].pairs for name in recipe.data]
     crops = Crops(
         groups,
         recipe.shares or (1.0,) * len(groups),
@@ -95,6 +96,9 @@ def train(
     log = Log(out, step=run.step, steps=recipe.steps, batch=recipe.batch, quiet=quiet, tensorboard=tensorboard)
     with log:
         log.note(f"{recipe.model}, {sum(map(len, groups))} pairs, {run.began()}; {on}, {run.dtype_name}; {out}")
+        for name, found in surveys.items():
+            if unused := found.unused():
+                log.note(f"{name}: {unused}")
         if validation is not None:
             validation.check_apart([pair.image for group in groups for pair in group])
         sources = [source(Path(folder), len(group)) for folder, group in zip(recipe.data, groups, strict=True)]
