@@ -15,12 +15,13 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
-from benchmarks.baselines import Image, Mask, grab_cut, guided_filter
 from refine.engine import Refiner
 from refine.evaluation import sheet
 from refine.io import read_image, read_mask, write_image
+from refine.methods import MethodRefiner
 from refine.metrics import iou, mean_boundary_accuracy
 from refine.training.coarse import network_like
 from refine.training.scenes import scene
@@ -30,6 +31,8 @@ SIDES = (2048, 2560, 3072, 3840, 4608, 6000)  # px of the long side, by turns
 CELLS = {"poor": 40, "fair": 100, "good": 140, "best": 180}
 """Cells of the network that a coarse mask imitates, along the long side."""
 
+Image = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
 Method = Callable[[Image, Mask], Mask]
 
 
@@ -121,7 +124,7 @@ def run(methods: dict[str, Method], count: int, data: Path | None, out: Path | N
     return found
 
 
-def _refined(refiner: Refiner, image: Image, coarse: Mask) -> Mask:
+def _refined(refiner: Refiner | MethodRefiner, image: Image, coarse: Mask) -> Mask:
     return refiner.refine(image, coarse).mask
 
 
@@ -136,7 +139,8 @@ def main() -> None:
     given = parser.parse_args()
     if given.out is not None:
         given.out.mkdir(parents=True, exist_ok=True)
-    methods: dict[str, Method] = {} if given.alone else {"guided filter": guided_filter, "GrabCut": grab_cut}
+    untrained = () if given.alone else ("guided-filter", "grabcut")
+    methods: dict[str, Method] = {name: partial(_refined, MethodRefiner(name)) for name in untrained}
     methods["crm-s"] = partial(_refined, Refiner(weights=given.weights))
     print(table(run(methods, given.count, given.data, given.out)))
 

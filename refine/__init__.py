@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from refine.errors import FileError, InputError, OptionError, RefineError, WeightsError
 
 if TYPE_CHECKING:
-    from refine.engine import Refiner, run
+    from refine.engine import Refiner
+    from refine.refiners import refiner, run
     from refine.result import Refined, Report
 
 # Read by OpenMP when torch is loaded. Else its threads wait for one another in a loop, and where another program has
@@ -31,10 +32,11 @@ __all__ = [
     "Refiner",
     "Report",
     "WeightsError",
+    "refiner",
     "run",
 ]
 
-_LAZY = {"run": "engine", "Refiner": "engine", "Refined": "result", "Report": "result"}
+_LAZY = {"run": "refiners", "refiner": "refiners", "Refiner": "engine", "Refined": "result", "Report": "result"}
 
 
 def __getattr__(name: str) -> Any:

@@ -20,7 +20,10 @@ from refine.pairs import Found, Pair, find_pairs, with_outputs
 
 if TYPE_CHECKING:
     from refine import Refiner, Report
+    from refine.methods import MethodRefiner
     from refine.plan import Plan
+
+    AnyRefiner = Refiner | MethodRefiner
 
 PROGRAM = "refine-cli"
 MAIN = "(main)"  # the main job's name in the group; no file or command has it as a first word
@@ -146,7 +149,18 @@ def _row(shown: str, meaning: str, *, panel: str | None = None, **more: Any) -> 
 
 
 _input, _output, _method, _machine = (partial(_row, panel=panel) for panel in ("Input", "Output", "Method", "Machine"))
-Model = Annotated[str | None, _method("--model NAME", "Network: crm-s (the default) or crm-r50.")]
+Model = Annotated[
+    str | None,
+    _method(
+        "--model NAME",
+        "Network: crm-s (the default) or crm-r50; or a method without weights: guided-filter, grabcut, random-walker, "
+        "bilinear or coarse (the mask as it is).",
+    ),
+]
+Set = Annotated[
+    list[str] | None,
+    _method("--set NAME=NUMBER", "An option of a method without weights, as in radius=0.02; give it again for more."),
+]
 Device = Annotated[str | None, _machine("--device NAME", "auto (the default), cpu, cuda, cuda:1 or mps.")]
 Dtype = Annotated[str | None, _machine("--dtype NAME", "auto (the default), float32, bfloat16 or float16.")]
 Weights = Annotated[Path | None, _method("--weights FILE", "Weights to use: .safetensors, or a published .pth.")]
@@ -212,6 +226,7 @@ def _refine(
     quiet: Annotated[bool, _output("-q, --quiet", "Print errors only, no progress bar.")] = False,
     model: Model = None,
     weights: Weights = None,
+    changes: Set = None,
     tile: Tile = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -234,6 +249,7 @@ def _refine(
     talk = _Talk(as_json, quiet)
     _warn_about_rest(found, talk)
     options = _given(
+        changes,
         model=model,
         weights=weights,
         device=device,
@@ -259,7 +275,7 @@ def _refine(
         talk.failed(missing[0], f"no such file: {str(missing[0])!r}", pair=todo[0])
         raise typer.Exit(1)
     if dry_run:
-        raise typer.Exit(_print_plans(refine.Refiner(**options), todo, talk))
+        raise typer.Exit(_print_plans(refine.refiner(**options), todo, talk))
     for folder in sorted({path.parent for pair in todo for path in pair.outputs}):
         check_folder(folder)
     for image_path, reason in found.ambiguous:
@@ -268,7 +284,7 @@ def _refine(
         talk.skipped(pair)
     done = 0
     if todo:
-        done = _refine_all(refine.Refiner(**options), todo, many=found.many, talk=talk)
+        done = _refine_all(refine.refiner(**options), todo, many=found.many, talk=talk)
     failed = len(found.ambiguous) + len(todo) - done
     if found.many:
         talk.note(f"{done} refined, {len(there)} skipped, {failed} failed")
@@ -276,8 +292,12 @@ def _refine(
         raise typer.Exit(1)
 
 
-def _print_plans(refiner: Refiner, pairs: list[Pair], talk: _Talk) -> int:
+def _print_plans(refiner: AnyRefiner, pairs: list[Pair], talk: _Talk) -> int:
     """Prints how each pair would be refined; 1 if one cannot be."""
+    from refine.methods import MethodRefiner
+
+    if isinstance(refiner, MethodRefiner):
+        raise OptionError(f"--dry-run shows a network's tiles, and {refiner.model} has none; leave it out")
     failed = 0
     for pair in pairs:
         try:
@@ -324,12 +344,21 @@ _TIFF = {".tif", ".tiff"}
 _POLICIES = {"stride": ("strided",), "first_pass": ("strided",), "band": ("strided", "contour"), "padding": ("bbox",)}
 
 
-def _given(**options: Any) -> dict[str, Any]:
-    """The Refiner's options that the command line gives; the others keep its defaults.
+def _given(changes: list[str] | None, /, **options: Any) -> dict[str, Any]:
+    """The refiner's options that the command line gives, ``changes`` by `--set`; the others keep its defaults.
 
-    A stride alone asks for strided decoding. Raises `OptionError` for an option of another policy than the one chosen.
+    A stride alone asks for strided decoding. Raises `OptionError` for an option of another policy than the one chosen,
+    and for what `--set` cannot be.
     """
     given = {name: value for name, value in options.items() if value is not None}
+    for change in changes or []:
+        name, _, value = (word.strip() for word in change.partition("="))
+        if name in {*options, "model", "weights", "device", "dtype"}:
+            raise OptionError(f"--set {change!r}: {name} has an option of its own; see {PROGRAM} --help")
+        try:
+            given[name] = float(value) if set(value.lower()) & set(".en") else int(value)
+        except ValueError as error:
+            raise OptionError(f"--set {change!r} is not possible; give NAME=NUMBER, as in radius=0.02") from error
     if given.keys() & {"stride", "first_pass"}:
         given.setdefault("decode", "strided")
     for name, policies in _POLICIES.items():
@@ -339,7 +368,7 @@ def _given(**options: Any) -> dict[str, Any]:
     return given
 
 
-def _refine_all(refiner: Refiner, pairs: list[Pair], *, many: bool, talk: _Talk) -> int:
+def _refine_all(refiner: AnyRefiner, pairs: list[Pair], *, many: bool, talk: _Talk) -> int:
     """How many of the pairs were refined; the others are reported."""
     from tqdm import tqdm
 
@@ -365,8 +394,10 @@ def _refine_all(refiner: Refiner, pairs: list[Pair], *, many: bool, talk: _Talk)
     return done
 
 
-def _refine_one(refiner: Refiner, pair: Pair, *, show: bool) -> Report:
-    if _by_windows(refiner, pair):
+def _refine_one(refiner: AnyRefiner, pair: Pair, *, show: bool) -> Report:
+    from refine.methods import MethodRefiner
+
+    if not isinstance(refiner, MethodRefiner) and _by_windows(refiner, pair):
         return _refine_by_windows(refiner, pair, show=show)
     refined = refiner.refine(pair.image, pair.mask)
     # The mask comes last: where it is, all that was asked for is.
@@ -523,6 +554,7 @@ def _evaluate(
     limit: Annotated[int | None, _row("--limit NUMBER", "Pictures of a set, the first by name. Default: all.")] = None,
     model: Model = None,
     weights: Weights = None,
+    changes: Set = None,
     tile: Tile = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -547,6 +579,7 @@ def _evaluate(
         limit=limit,
         out=out,
         options=_given(
+            changes,
             tile=tile,
             max_memory=max_memory,
             decode=decode,
@@ -674,6 +707,7 @@ def _info(as_json: Json = False) -> None:
 
     from refine.checkpoint import weights_dir
     from refine.devices import resolve_device, resolve_dtype
+    from refine.methods import METHODS
     from refine.models import PRESETS
 
     device = resolve_device("auto")
@@ -689,7 +723,7 @@ def _info(as_json: Json = False) -> None:
         "device": str(device),
         "dtype": str(resolve_dtype("auto", device)).removeprefix("torch."),
         "threads": torch.get_num_threads(),
-        "models": list(PRESETS),
+        "models": [*PRESETS, *METHODS],
         "weights": weights_dir(),
     }
     _print_table(facts, as_json)

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from refine.engine import Refiner
 from refine.evaluation import sheet
 from refine.io import write_image, write_mask
 from refine.metrics import iou, mean_boundary_accuracy
+from refine.refiners import refiner
 from refine.training.coarse import network_like
 from refine.training.scenes import scene
 
@@ -29,14 +29,14 @@ def run_demo(
     Writes into ``out``: ``demo_image.jpg``, ``demo_coarse.png``, ``demo_refined.png``, and ``before_after.png`` to look
     at. The seconds are those of one call after a warm-up on a small picture.
     """
-    refiner = Refiner(model=model, device=device, dtype=dtype)
+    chosen = refiner(model=model, device=device, dtype=dtype)
     warm_image, warm_truth = scene(np.random.default_rng(seed), *_WARM_UP)
-    refiner.refine(warm_image, warm_truth)
+    chosen.refine(warm_image, warm_truth)
 
     rng = np.random.default_rng(seed)
     image, truth = scene(rng, *size)
     coarse = network_like(truth, rng, cell=max(size) / _CELLS) > 0.5
-    refined = refiner.refine(image, coarse)
+    refined = chosen.refine(image, coarse)
     report = refined.report
 
     out.mkdir(parents=True, exist_ok=True)

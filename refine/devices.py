@@ -1,16 +1,15 @@
 """Where a model runs, in which arithmetic, and what memory it took there."""
 
 import ctypes
-import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 
 from refine.config import DTYPES
 from refine.errors import OptionError
+from refine.memory import peak_resident_set
 
 
 def resolve_device(name: str) -> torch.device:
@@ -66,7 +65,7 @@ def peak_memory(device: torch.device) -> Iterator[Callable[[], int]]:
         torch.cuda.reset_peak_memory_stats(device)
         yield lambda: torch.cuda.max_memory_allocated(device)
     else:
-        yield _peak_resident_set
+        yield peak_resident_set
 
 
 def return_freed_memory() -> None:
@@ -78,16 +77,3 @@ def return_freed_memory() -> None:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; other C libraries do without
         if trim is not None:
             trim(0)
-
-
-def _peak_resident_set() -> int:
-    """Bytes. On Linux the high-water mark of this process; getrusage's survives exec and begins at the parent's."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
-        if found:
-            return int(found[1]) * 1024
-    import resource  # not on Windows
-
-    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -14,7 +14,6 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -25,12 +24,14 @@ from refine.blocks import Blocks
 from refine.config import Options
 from refine.decode import decode
 from refine.devices import peak_memory, resolve_device, resolve_dtype, return_freed_memory, share_threads
-from refine.errors import OptionError
+from refine.errors import OptionError, one_of
 from refine.features import latent_at, whole_latent
 from refine.frame import Frame, View, scaled
 from refine.guard import Guard
 from refine.io import PathLike, Source
 from refine.loading import load_network
+from refine.methods import METHODS
+from refine.models import PRESETS
 from refine.plan import Plan, plan
 from refine.planes import Constant, Held, Interpolated, Plane
 from refine.prepare import mask_plane, prepare
@@ -73,7 +74,7 @@ Progress = Callable[[int, int], None]
 
 
 class Refiner:
-    """A model with its weights on a device, ready to refine many pictures.
+    """A network with its weights on a device, ready to refine many pictures.
 
     model: name of a preset, "crm-s" (the default; ships with weights) or "crm-r50".
     weights: path of a safetensors file or of a published .pth; None takes the weights that ship with the model.
@@ -94,6 +95,9 @@ class Refiner:
         dtype: str = "auto",
         **options: Any,
     ) -> None:
+        if model in METHODS:
+            raise OptionError(f"model={model!r} is a method without a network; refine.refiner({model!r}) gives it")
+        one_of("model", model, (*PRESETS, *METHODS))
         self.options = Options().but(**options)
         self.device = resolve_device(device)
         self.dtype = resolve_dtype(dtype, self.device)
@@ -370,34 +374,3 @@ def _identity(path: PathLike) -> list[str | int]:
     file = Path(os.fsdecode(path)).resolve()
     stat = file.stat()
     return [str(file), stat.st_size, stat.st_mtime_ns]
-
-
-_kept: dict[tuple[object, ...], Refiner] = {}
-_keeping = Lock()
-
-
-def run(
-    image: NDArray[Any] | Source,
-    coarse_mask: NDArray[Any] | Source,
-    *,
-    model: str = "crm-s",
-    weights: str | Path | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    **options: Any,
-) -> Refined:
-    """Refine one coarse mask; the refiner is kept for the next call with the same model, weights, device and dtype.
-
-    See `Refiner` for the first options and `Refiner.refine` for the inputs, the other options and the errors. A file of
-    weights that has changed since is loaded again.
-    """
-    stamp = None if weights is None or not Path(weights).exists() else Path(weights).stat().st_mtime_ns
-    key = (model, weights, stamp, device, dtype)
-    Options().but(**options)  # a misspelt one is told before weights are loaded
-    with _keeping:
-        if key not in _kept:
-            refiner = Refiner(model, weights=weights, device=device, dtype=dtype)
-            _kept.clear()
-            _kept[key] = refiner
-        refiner = _kept[key]
-    return refiner.refine(image, coarse_mask, **options)

@@ -314,23 +314,23 @@ def evaluate_command(
     """Refines every set under ``data`` and prints the table.
 
     With ``out``, a folder, also writes ``items.jsonl`` (a line a picture), ``table.md`` and ``<set>.png``: crops of
-    the set's worst and median picture by the change of IoU. options: further ones of Refiner.
+    the set's worst and median picture by the change of IoU. model, options: as `refine.refiners.refiner` takes them.
     """
-    from refine.engine import Refiner  # here, so that scoring alone needs no network
+    from refine.refiners import refiner  # here, so that scoring alone needs none
 
     sets = find_sets(data)
     # All that is missing shows before the work.
     items = {(folder.name, item.name): item for folder in sets for item in find_items(folder)}
     if out is not None:
         check_folder(out)
-    refiner = Refiner(model=model, weights=weights, device=device, dtype=dtype, **options)
+    chosen = refiner(model, weights=weights, device=device, dtype=dtype, **options)
     masks: dict[tuple[str, str], tuple[NDArray[np.uint8], tuple[int, ...]]] = {}  # a bit a pixel
 
     def keep(row: Row, refined: Mask) -> None:
         masks[row.set, row.name] = np.packbits(refined), refined.shape
 
     def refine(image: NDArray[Any], coarse: NDArray[Any]) -> NDArray[Any]:
-        return refiner.refine(image, coarse).mask
+        return chosen.refine(image, coarse).mask
 
     rows = evaluate(sets, refine, limit=limit, seen=keep if out is not None else None, progress=True)
     print(table(rows))

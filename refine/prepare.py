@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from refine import io
-from refine.coords import LerpAxis
 from refine.errors import InputError
 from refine.io import Source
-from refine.planes import Interpolated, Plane
 from refine.slides import MaskOf, Slide
 from refine.values import meaning
+
+if TYPE_CHECKING:
+    from refine.planes import Plane
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,13 +97,16 @@ def as_mask(mask: NDArray[Any] | Source, size: tuple[int, int], *, allow_large: 
     return np.asarray(cv2.resize(soft, size[::-1], interpolation=cv2.INTER_LINEAR), np.float32)
 
 
-def mask_plane(mask: Slide, size: tuple[int, int]) -> Plane:
+def mask_plane(mask: Slide, size: tuple[int, int]) -> "Plane":
     """A mask in a file as a plane of the picture's ``size``: enlarged as :func:`as_mask` does where it is smaller.
 
     Raises InputError: it does not fit the picture.
     """
+    from refine.coords import LerpAxis  # these two import torch, which methods do without
+    from refine.planes import Interpolated
+
     _check_size(mask.size, size, mask.name)
-    plane = MaskOf(mask)
+    plane: Plane = MaskOf(mask)
     if mask.size == size:
         return plane
     axes = (LerpAxis.between(m, n, 1, n) for n, m in zip(mask.size, size, strict=True))

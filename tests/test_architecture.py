@@ -14,13 +14,14 @@ PACKAGE = ROOT / "refine"
 # From the ground up. A module may import what stands on a line above its own; a package is all of its modules.
 LAYERS = (
     ("errors",),
-    ("config", "values"),
+    ("config", "values", "memory"),
     ("io", "coords", "tiles", "planes", "slides", "blocks", "result", "metrics", "checkpoint", "pairs", "devices"),
     ("models",),
     ("loading",),
     ("prepare", "frame", "regions", "guard", "plan", "guidance", "features", "decode"),
     ("methods",),
     ("engine",),
+    ("refiners",),
     ("evaluation",),
     ("training",),
     ("demo",),
@@ -107,8 +108,16 @@ def test_the_kernels_know_nothing_of_refine():
             assert not any(name.split(".")[0] == "refine" for name in names), path
 
 
-def test_importing_refine_does_not_import_torch():
-    code = "import sys, refine; sys.exit(sorted({'torch', 'numba', 'cv2'} & set(sys.modules)) or 0)"
+@pytest.mark.parametrize(
+    ("imported", "absent"),
+    [
+        ("refine", {"torch", "numba", "cv2"}),
+        ("refine.cli", {"torch", "numba", "cv2"}),
+        ("refine.methods, refine.refiners", {"torch", "skimage"}),
+    ],
+)
+def test_what_is_slow_to_import_comes_with_what_needs_it(imported, absent):
+    code = f"import sys, {imported}; sys.exit(sorted({absent} & set(sys.modules)) or 0)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

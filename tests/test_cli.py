@@ -122,7 +122,7 @@ class Refined:
 
 
 class Engine:
-    """Stands for `refine.Refiner`: notes how it was made, fails where a test wants it to."""
+    """Stands for `refine.refiner` and what it gives: notes how it was made, fails where a test wants it to."""
 
     def __init__(self) -> None:
         self.made: list[dict[str, Any]] = []
@@ -151,7 +151,7 @@ class Engine:
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
     engine = Engine()
-    monkeypatch.setitem(vars(refine), "Refiner", engine)
+    monkeypatch.setitem(vars(refine), "refiner", engine)
     return engine
 
 

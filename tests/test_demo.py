@@ -25,7 +25,7 @@ class MedianRefiner:
 
 
 def test_the_demo_writes_its_pictures_and_gives_its_figures(tmp_path, monkeypatch):
-    monkeypatch.setattr(refine.demo, "Refiner", MedianRefiner)
+    monkeypatch.setattr(refine.demo, "refiner", MedianRefiner)
     figures = run_demo(tmp_path / "new", size=SIZE)
     assert 0 < figures["IoU before (%)"] < 100
     assert 50 < figures["mBA before (%)"] < 90
@@ -42,7 +42,7 @@ def test_the_demo_writes_its_pictures_and_gives_its_figures(tmp_path, monkeypatc
 
 
 def test_a_seed_gives_the_same_demo(tmp_path, monkeypatch):
-    monkeypatch.setattr(refine.demo, "Refiner", MedianRefiner)
+    monkeypatch.setattr(refine.demo, "refiner", MedianRefiner)
     first, again, other = (run_demo(tmp_path, size=SIZE, seed=seed) for seed in (1, 1, 2))
     assert first == again
     assert first["IoU before (%)"] != other["IoU before (%)"]

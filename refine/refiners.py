@@ -1,0 +1,73 @@
+"""From a model's name to what refines by it: a network with its weights, or a method that needs none.
+
+Methods work without torch, which is imported where a network is asked for.
+"""
+
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+from refine.config import Options
+from refine.io import Source
+from refine.methods import METHODS, MethodRefiner
+from refine.result import Refined
+
+if TYPE_CHECKING:
+    from refine.engine import Refiner
+
+
+def refiner(
+    model: str = "crm-s",
+    *,
+    weights: str | Path | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    **options: Any,
+) -> "Refiner | MethodRefiner":
+    """A `refine.engine.Refiner`, or the `refine.methods.MethodRefiner` of that name, ready for many pictures.
+
+    model: a network ("crm-s", "crm-r50") or a method ("guided-filter", "grabcut", "random-walker", "bilinear",
+    "coarse"). The others as the class of the model takes them; an option that means nothing to it is an error.
+
+    Raises `OptionError` for unknown values, `WeightsError` for weights that are missing or do not fit.
+    """
+    if model in METHODS:
+        return MethodRefiner(model, weights=weights, device=device, dtype=dtype, **options)
+    from refine.engine import Refiner
+
+    return Refiner(model=model, weights=weights, device=device, dtype=dtype, **options)
+
+
+_kept: dict[tuple[object, ...], "Refiner | MethodRefiner"] = {}
+_keeping = Lock()
+
+
+def run(
+    image: NDArray[Any] | Source,
+    coarse_mask: NDArray[Any] | Source,
+    *,
+    model: str = "crm-s",
+    weights: str | Path | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    **options: Any,
+) -> Refined:
+    """Refine one coarse mask; the refiner is kept for the next call with the same model, weights, device and dtype.
+
+    See `refiner` for the first options and `refine.engine.Refiner.refine` for the inputs, the other options and the
+    errors. A file of weights that has changed since is loaded again.
+    """
+    if model in METHODS:  # there is nothing to keep, and kept weights stay
+        return refiner(model, weights=weights, device=device, dtype=dtype, **options).refine(image, coarse_mask)
+    stamp = None if weights is None or not Path(weights).exists() else Path(weights).stat().st_mtime_ns
+    key = (model, weights, stamp, device, dtype)
+    Options().but(**options)  # a misspelt one is told before weights are loaded
+    with _keeping:
+        if key not in _kept:
+            made = refiner(model, weights=weights, device=device, dtype=dtype)
+            _kept.clear()
+            _kept[key] = made
+        kept = _kept[key]
+    return kept.refine(image, coarse_mask, **options)
