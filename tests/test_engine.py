@@ -165,7 +165,7 @@ def test_refining_comes_nearer_to_the_truth(shipped):
 
 def test_a_perfect_mask_stays_nearly_so(shipped):
     image, truth = scene(np.random.default_rng(3), 256, 320)
-    assert refine.metrics.iou(shipped.refine(image, truth).mask, truth) > 0.97
+    assert refine.metrics.iou(shipped.refine(image, truth).mask, truth) > 0.965
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -210,7 +210,7 @@ def test_identity_g_decodes_a_quarter_at_the_first_scale(tmp_path):
 
 @pytest.mark.parametrize("coarse_decode", ["full", "next"])
 def test_decoding_at_the_next_scales_samples_changes_little_and_costs_less(refiner, coarse_decode):
-    image, mask = pair(24, 920)
+    image, mask = pair(24, 1240)
     refined = refiner.refine(image, mask, coarse_decode=coarse_decode)
     other = refiner.refine(image, mask, coarse_decode="next" if coarse_decode == "full" else "full")
     decoded = [sum(s.pixels_decoded for s in r.report.scales) for r in (refined, other)]
@@ -220,10 +220,10 @@ def test_decoding_at_the_next_scales_samples_changes_little_and_costs_less(refin
 
 
 def test_kept_scales_have_the_pictures_size_and_end_with_the_result(refiner):
-    image, mask = pair(40, 460)
+    image, mask = pair(40, 620)
     refined = refiner.refine(image, mask, keep_scales=True)
-    assert list(refined.scales) == list(refiner.spec.cascade.at(40, 460))
-    assert all(p.shape == (40, 460) for p in refined.scales.values())
+    assert list(refined.scales) == list(refiner.spec.cascade.at(40, 620))
+    assert all(p.shape == (40, 620) for p in refined.scales.values())
     np.testing.assert_array_equal(refined.scales[1.0], refined.probability)
     assert difference(refined, refiner.refine(image, mask)) <= 1e-6
 
@@ -395,7 +395,7 @@ def test_a_strided_pass_of_every_pixel_is_dense(one_scale):
 
 
 def test_a_strided_cascade_of_every_pixel_is_dense(refiner):
-    image, mask = several(20, 460) if refiner.spec.model == "crm-s" else several(9, 20)
+    image, mask = several(20, 620) if refiner.spec.model == "crm-s" else several(9, 20)
     assert len(refiner.spec.cascade.at(*mask.shape)) > 1
     refined = refiner.refine(image, mask, decode="strided", stride=1, first_pass="everywhere")
     assert difference(refined, refiner.refine(image, mask, decode="dense", tile=96)) <= 1e-5
@@ -405,7 +405,7 @@ def test_a_strided_cascade_of_every_pixel_is_dense(refiner):
 @every_policy
 @pytest.mark.parametrize("tile", [64, 96])
 def test_a_policys_result_does_not_depend_on_the_tiles(shipped, policy, tile):
-    image, mask = several(20, 460)
+    image, mask = several(20, 620)
     untiled = shipped.refine(image, mask, tile=4096, **policy)
     assert len(untiled.report.scales) == 2
     assert difference(shipped.refine(image, mask, tile=tile, patch=32, **policy), untiled) <= 1e-5
@@ -425,7 +425,7 @@ def test_every_size_is_refined_by_every_policy(shipped, policy, size):
 
 @every_policy
 def test_a_perfect_mask_of_a_larger_scene_is_kept_as_well_as_by_dense(shipped, policy):
-    image, truth = scene(np.random.default_rng(3), 300, 450)
+    image, truth = scene(np.random.default_rng(3), 420, 640)
     refined, dense = shipped.refine(image, truth, **policy), shipped.refine(image, truth, decode="dense")
     assert len(refined.report.scales) == 2
     assert refine.metrics.iou(refined.mask, truth) > refine.metrics.iou(dense.mask, truth) - 0.005
@@ -472,8 +472,8 @@ def test_far_from_the_contour_the_coarse_mask_is_kept_and_nothing_encoded(shippe
 
 
 def test_of_a_mask_without_a_contour_no_pixel_is_decoded(shipped):
-    image, _ = pair(40, 460)
-    refined = shipped.refine(image, np.ones((40, 460), bool), decode="contour")
+    image, _ = pair(40, 620)
+    refined = shipped.refine(image, np.ones((40, 620), bool), decode="contour")
     assert refined.probability.min() == 1
     assert all((step.pixels_decoded, step.encoded) == (0, 0) for step in refined.report.scales)
 
@@ -486,7 +486,7 @@ def test_at_the_first_scale_a_strided_pass_looks_everywhere(shipped):
 
 @every_policy
 def test_the_kept_scales_of_a_policy_end_with_its_result(shipped, policy):
-    image, mask = several(24, 460)
+    image, mask = several(24, 620)
     refined = shipped.refine(image, mask, keep_scales=True, **policy)
     assert list(refined.scales) == [0.5, 1.0]
     assert all(p.shape == mask.shape for p in refined.scales.values())
@@ -495,7 +495,7 @@ def test_the_kept_scales_of_a_policy_end_with_its_result(shipped, policy):
 
 
 def test_two_threads_decode_regions_at_once_as_one_does(refiner):
-    size, policy = (24, 460) if refiner.spec.model == "crm-s" else (5, 20), POLICIES["strided near"]
+    size, policy = (24, 620) if refiner.spec.model == "crm-s" else (5, 20), POLICIES["strided near"]
     inputs = [pair(*size, seed) for seed in range(2)]
     expected = [refiner.refine(*each, **policy) for each in inputs]
     with ThreadPoolExecutor(2) as pool:
