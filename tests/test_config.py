@@ -55,7 +55,7 @@ def test_what_is_left_open_is_the_models_or_the_networks_choice(field):
 
 @pytest.mark.parametrize(
     ("size", "scales"),
-    [((480, 854), (0.5, 1.0)), ((223, 100), (1.0,)), ((448, 10), (0.5, 1.0)), ((2328, 3492), (0.125, 0.25, 0.5, 1.0))],
+    [((480, 854), (0.5, 1.0)), ((598, 100), (1.0,)), ((600, 10), (0.5, 1.0)), ((2328, 3492), (0.125, 0.25, 0.5, 1.0))],
 )
 def test_scales_too_small_to_show_an_object_are_left_out(size, scales):
     assert PRESETS["crm-s"].cascade.at(*size) == scales
