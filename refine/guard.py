@@ -40,11 +40,10 @@ class Guard:
         if not loose.any():
             return 0
         coarse, given_back = self.frame.resized(self.frame.mask, p.size), 0
-        starts = self._starts(p.size)
+        ends = [np.append(at, n) for at, n in zip(self._starts(p.size), p.size, strict=True)]
         for top, bottom in self._bands(p.size):
             if not (rows := loose[top:bottom]).any():
                 continue
-            ends = [np.append(at, n) for at, n in zip(starts, p.size, strict=True)]
             window = Window(int(ends[0][top]), int(ends[0][bottom]), 0, p.size[1])
             pixels = np.repeat(np.repeat(rows, np.diff(ends[0][top : bottom + 1]), 0), np.diff(ends[1]), 1)
             p.array[window.slices][pixels] = coarse.read(window)[pixels]

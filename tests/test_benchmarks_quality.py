@@ -1,20 +1,10 @@
 import cv2
 import numpy as np
 import pytest
+from conftest import disc, photographed
 
 from benchmarks import quality
 from refine.metrics import mean_boundary_accuracy
-
-
-def disc(size=(120, 160), radius=40):
-    y, x = np.mgrid[: size[0], : size[1]]
-    return np.hypot(y - size[0] / 2, x - size[1] / 2) < radius
-
-
-def photographed(truth):
-    """Two noisy colours that a truth parts."""
-    noise = np.random.default_rng(0).integers(0, 30, (*truth.shape, 3))
-    return (np.where(truth[..., None], (180, 120, 40), (30, 70, 110)) + noise).astype(np.uint8)
 
 
 def test_scenes_are_the_same_every_time_and_their_truth_has_both_classes(monkeypatch):

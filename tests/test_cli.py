@@ -11,39 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+from conftest import Outcome, Run
 from PIL import Image, ImageOps
 
 import refine
 from refine import io
 from refine.checkpoint import manifest as shipped
-from refine.cli import main
 from refine.errors import FileError, InputError, OptionError, RefineError, WeightsError
-
-
-@dataclass
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Outcome]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs the command line in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: str) -> Outcome:
-        try:
-            main(list(words))
-        except SystemExit as stop:
-            return Outcome(int(stop.code or 0), *capsys.readouterr())
-        return Outcome(0, *capsys.readouterr())
-
-    return run
-
 
 Fake = Callable[..., types.ModuleType]
 

@@ -4,8 +4,7 @@ import json
 import re
 import signal
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from conftest import Outcome
+from conftest import Run as Cli
 
 from refine import checkpoint
-from refine.cli import main
 from refine.training import command
 from refine.training.loop import train
 from refine.training.recipe import Recipe
@@ -25,30 +25,11 @@ from refine.training.state import Run
 SMALL = ("--steps", "2", "--batch", "2", "--set", "crop=64", "--set", "window=64", "--device", "cpu", "--workers", "0")
 
 
-@dataclass
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-
-Cli = Callable[..., Outcome]
-
-
 @pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
+def cli(run: Cli) -> Cli:
     """Runs `refine-cli train` in a folder with pairs in `data`."""
-    monkeypatch.chdir(tmp_path)
     pairs(Path("data"), range(2))
-
-    def cli(*words: str) -> Outcome:
-        try:
-            main(["train", *words])
-        except SystemExit as stop:
-            return Outcome(int(stop.code or 0), *capsys.readouterr())
-        return Outcome(0, *capsys.readouterr())
-
-    return cli
+    return partial(run, "train")
 
 
 @pytest.fixture

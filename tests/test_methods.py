@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from conftest import disc, photographed
 from PIL import Image
 
 import refine
@@ -24,17 +25,6 @@ GUIDED = ["guided-filter", "grabcut", "random-walker"]  # that look at the pictu
 BANDED = ["grabcut", "random-walker"]  # that reduce a large one
 
 every_method = pytest.mark.parametrize("name", EVERY)
-
-
-def disc(size=(120, 160), radius=40):
-    y, x = np.mgrid[: size[0], : size[1]]
-    return np.hypot(y - size[0] / 2, x - size[1] / 2) < radius
-
-
-def photographed(truth):
-    """Two noisy colours that a truth parts."""
-    noise = np.random.default_rng(0).integers(0, 30, (*truth.shape, 3))
-    return (np.where(truth[..., None], (180, 120, 40), (30, 70, 110)) + noise).astype(np.uint8)
 
 
 def blocky(truth, block=8, least=0.0):

@@ -98,23 +98,6 @@ def test_pooled_iou_weighs_by_size():
 
 
 @pytest.mark.parametrize(
-    "same",
-    [
-        lambda m: m.astype(np.uint8),
-        lambda m: m.astype(np.int64),
-        lambda m: np.where(m, 129, 128).astype(np.uint8),
-        lambda m: m.astype(np.uint8) * 255,
-        lambda m: np.where(m, 0.51, 0.5),
-        lambda m: np.asfortranarray(m),
-    ],
-)
-def test_every_accepted_kind_of_mask_means_the_same(same):
-    prediction, truth = blobs(60, 70, 3, smooth=3), blobs(60, 70, 4, smooth=3)
-    assert iou(same(prediction), truth) == iou(prediction, same(truth)) == iou(prediction, truth)
-    assert mean_boundary_accuracy(same(prediction), same(truth)) == mean_boundary_accuracy(prediction, truth)
-
-
-@pytest.mark.parametrize(
     ("bad", "reason"),
     [
         (np.zeros((3, 5), bool), "same"),

@@ -33,6 +33,7 @@ def noise(seed, shape=(30, 40)):
         lambda m: m.astype(np.uint8),
         lambda m: m.astype(np.int64),
         lambda m: np.where(m, 129, 128).astype(np.uint8),
+        lambda m: m.astype(np.uint8) * 255,
         lambda m: m.astype(np.uint16) * 255,
         lambda m: np.where(m, 0.51, 0.5),
         lambda m: np.asfortranarray(m),
@@ -43,6 +44,7 @@ def noise(seed, shape=(30, 40)):
 def test_every_accepted_kind_of_mask_means_the_same(figure, same):
     prediction, truth = noise(1), noise(2)
     assert figure(same(prediction), truth) == figure(prediction, same(truth)) == figure(prediction, truth)
+    assert figure(same(prediction), same(truth)) == figure(prediction, truth)
 
 
 @pytest.mark.parametrize("figure", OF_MASKS)

@@ -8,10 +8,21 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from refine.methods.options import Outcome
+from refine.methods.options import MethodOptions, Outcome, within
 from refine.tiles import Window
 
 CORE: Final = 0.5  # of a part's half width stays sure where the part is narrower than the band
+
+
+@dataclass(frozen=True, kw_only=True)
+class BandOptions(MethodOptions):
+    """Where a method decides, and at which size."""
+
+    reach: float = within(0.005, 0, 0.25)
+    """How far contours may move, as a share of the picture's longer side; at least 1 px."""
+
+    megapixels: float = within(1.0, 0.01, 100.0)
+    """Size that the object and its surroundings are reduced to if they are larger; time and memory grow with it."""
 
 
 @dataclass(frozen=True, eq=False)

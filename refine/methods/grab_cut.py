@@ -10,22 +10,16 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from refine.methods.band import Band
-from refine.methods.options import MethodOptions, Outcome, within
+from refine.methods.band import Band, BandOptions
+from refine.methods.options import Outcome, within
 
 
 @dataclass(frozen=True, kw_only=True)
-class GrabCutOptions(MethodOptions):
+class GrabCutOptions(BandOptions):
     """Where and how often to cut."""
-
-    reach: float = within(0.005, 0, 0.25)
-    """How far contours may move, as a share of the picture's longer side; at least 1 px."""
 
     rounds: int = within(2, 1, 100)
     """How often colours are learnt from the last cut and the cut is made again."""
-
-    megapixels: float = within(1.0, 0.01, 100.0)
-    """Size that the object and its surroundings are reduced to if they are larger; the time grows with it."""
 
 
 def grab_cut(image: NDArray[np.uint8], mask: NDArray[np.float32], options: GrabCutOptions) -> Outcome:

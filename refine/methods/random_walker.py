@@ -8,22 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from refine.methods.band import Band
-from refine.methods.options import MethodOptions, Outcome, within
+from refine.methods.band import Band, BandOptions
+from refine.methods.options import Outcome, within
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomWalkerOptions(MethodOptions):
+class RandomWalkerOptions(BandOptions):
     """Where to walk and what hinders it."""
-
-    reach: float = within(0.005, 0, 0.25)
-    """How far contours may move, as a share of the picture's longer side; at least 1 px."""
 
     beta: float = within(1000.0, 0, 1e6)
     """How much a difference of colours hinders the walk, relative to the spread of the picture's colours."""
-
-    megapixels: float = within(1.0, 0.01, 100.0)
-    """Size that the object and its surroundings are reduced to if they are larger; time and memory grow with it."""
 
 
 def random_walker(image: NDArray[np.uint8], mask: NDArray[np.float32], options: RandomWalkerOptions) -> Outcome:
