@@ -4,7 +4,8 @@
     python -m benchmarks.quality --data FOLDER    # with cut-outs of FOLDER/alphamatting over FOLDER/plants8mp
 
 Half of the scenes are generated. The others are, where ``--data`` names held-out sets, real objects cut out by their
-true alpha mattes over other real pictures; else generated too. Beside the refiner stand two that need no training.
+true alpha mattes over other real pictures; else generated too. Beside the refiner stand two that need no training and,
+where ``--cascade-psp`` names its weights, CascadePSP.
 """
 
 import argparse
@@ -134,6 +135,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of held-out sets: alphamatting, plants8mp")
     parser.add_argument("--count", type=int, default=12, help="scenes (default 12)")
     parser.add_argument("--weights", type=Path, help="of crm-s, instead of those that ship")
+    parser.add_argument("--cascade-psp", type=Path, help="its weights; without, it takes no part")
     parser.add_argument("--alone", action="store_true", help="leave out the refiners that need no training")
     parser.add_argument("--out", type=Path, help="folder for sheets of crops")
     given = parser.parse_args()
@@ -141,6 +143,8 @@ def main() -> None:
         given.out.mkdir(parents=True, exist_ok=True)
     untrained = () if given.alone else ("guided-filter", "grabcut")
     methods: dict[str, Method] = {name: partial(_refined, MethodRefiner(name)) for name in untrained}
+    if given.cascade_psp is not None:
+        methods["cascade-psp"] = partial(_refined, MethodRefiner("cascade-psp", weights=given.cascade_psp))
     methods["crm-s"] = partial(_refined, Refiner(weights=given.weights))
     print(table(run(methods, given.count, given.data, given.out)))
 

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from benchmarks.inputs import CELLS, Pixels
 from benchmarks.results import usable_cores
-from benchmarks.worker import ROOT, forget_peak, limited, peak_resident, resident
+from benchmarks.worker import ROOT, limited, peak_resident, resident
+from refine.memory import forget_peak
 from refine.metrics import intersection_and_union, pooled_iou
 from refine.tiles import Window
 

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.inputs import Pixels, resized
+from refine.memory import forget_peak
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = "reference"
@@ -272,13 +273,6 @@ def peak_resident() -> int:
 def resident() -> int:
     """Resident set of this process now, in bytes; where the system does not say, its peak so far."""
     return _status("VmRSS") or _maxrss()
-
-
-def forget_peak() -> None:
-    """Let the peak begin anew. Only Linux can; elsewhere it goes on counting, which can but show too much."""
-    clear = Path("/proc/self/clear_refs")
-    if clear.exists():
-        clear.write_text("5", encoding="ascii")
 
 
 def _status(name: str) -> int:

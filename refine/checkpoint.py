@@ -235,16 +235,16 @@ def _published(path: Path) -> "dict[str, Tensor]":
 def published_state(state: "Mapping[str, Tensor]", expected: Iterable[str] | None = None) -> "dict[str, Tensor]":
     """The tensors of a published checkpoint that a network wants, under its names.
 
-    `module.` before a key goes, and so does `feats.layer4`, whose output nothing reads. With `expected`, counters of
-    seen batches that are not among those names go too.
+    `module.` before a key goes, and so does `feats.layer4`, whose output CRM does not read, and, with `expected`,
+    counters of seen batches; but what is among those names stays.
     """
     wanted = None if expected is None else set(expected)
     renamed = {key.removeprefix("module."): value for key, value in state.items()}
     return {
         key: value
         for key, value in renamed.items()
-        if not key.startswith("feats.layer4.")
-        and (wanted is None or key in wanted or not key.endswith(".num_batches_tracked"))
+        if (wanted is not None and key in wanted)
+        or not (key.startswith("feats.layer4.") or (wanted is not None and key.endswith(".num_batches_tracked")))
     }
 
 

@@ -6,10 +6,12 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from functools import partial
 from importlib import metadata
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from refine import Refiner, Report
     from refine.methods import MethodRefiner
     from refine.plan import Plan
+    from refine.precompute import Done
 
     AnyRefiner = Refiner | MethodRefiner
 
@@ -149,20 +152,30 @@ def _row(shown: str, meaning: str, *, panel: str | None = None, **more: Any) -> 
 
 
 _input, _output, _method, _machine = (partial(_row, panel=panel) for panel in ("Input", "Output", "Method", "Machine"))
-Model = Annotated[
-    str | None,
-    _method(
-        "--model NAME",
-        "Network: crm-s (the default) or crm-r50; or a method without weights: guided-filter, grabcut, random-walker, "
-        "bilinear or coarse (the mask as it is).",
-    ),
-]
+_model = _method(
+    "--model NAME",
+    "Network: crm-s (the default) or crm-r50; or a method: guided-filter, grabcut, random-walker, bilinear, coarse "
+    "(the mask as it is), or cascade-psp, which needs --weights.",
+)
+_dtype = _machine("--dtype NAME", "auto (the default), float32, bfloat16 or float16.")
+_decode = _method(
+    "--decode WHICH",
+    "Pixels to decode: dense, bbox, contour or strided; the others keep their value. Default: the model's.",
+)
+Model = Annotated[str | None, _model]
+Models = Annotated[list[str] | None, _model]
+Dtype = Annotated[str | None, _dtype]
+Dtypes = Annotated[list[str] | None, _dtype]
+Decode = Annotated[str | None, _decode]
+Decodes = Annotated[list[str] | None, _decode]
 Set = Annotated[
     list[str] | None,
-    _method("--set NAME=NUMBER", "An option of a method without weights, as in radius=0.02; give it again for more."),
+    _method(
+        "--set NAME=NUMBER",
+        "An option of a method or of guidance, as in radius=0.02 or fast=1; give it again for more.",
+    ),
 ]
 Device = Annotated[str | None, _machine("--device NAME", "auto (the default), cpu, cuda, cuda:1 or mps.")]
-Dtype = Annotated[str | None, _machine("--dtype NAME", "auto (the default), float32, bfloat16 or float16.")]
 Weights = Annotated[Path | None, _method("--weights FILE", "Weights to use: .safetensors, or a published .pth.")]
 Tile = Annotated[int | None, _method("--tile PIXELS", "Side of the tiles; smaller ones need less memory.")]
 CoarseDecode = Annotated[
@@ -170,13 +183,6 @@ CoarseDecode = Annotated[
     _method(
         "--coarse-decode WHERE",
         "Decode coarse scales at all pixels (full) or where the next reads (next). Default: the model's.",
-    ),
-]
-Decode = Annotated[
-    str | None,
-    _method(
-        "--decode WHICH",
-        "Pixels to decode: dense, bbox, contour or strided; the others keep their value. Default: the model's.",
     ),
 ]
 Stride = Annotated[
@@ -197,6 +203,22 @@ Padding = Annotated[int | None, _method("--padding PIXELS", "Margin of bounding 
 MaxMemory = Annotated[
     str | None,
     _machine("--max-memory BYTES", "Most memory to take, as in 2GiB; a TIFF that does not fit is refined by windows."),
+]
+_guidance = _method(
+    "--guidance VERSION",
+    "Segment Anything beside the mask: sam-sr-v1 with any network; sam-sr-v2.1 to v3.4 with weights of their own.",
+)
+Guidance = Annotated[str | None, _guidance]
+Guidances = Annotated[list[str] | None, _guidance]
+Source = Annotated[
+    str | None,
+    _method(
+        "--proposals SOURCE",
+        "What finds proposals: sam-vit-b (the default), sam-vit-l or sam-vit-h; without weights, felzenszwalb or slic.",
+    ),
+]
+SamCheckpoint = Annotated[
+    str | None, _method("--sam-checkpoint FILE", "Segment Anything's weights, instead of downloaded ones.")
 ]
 NoGuard = Annotated[bool, _method("--no-guard", "Keep parts and holes that touch nothing of the coarse mask.")]
 Json = Annotated[bool, _output("--json", "Print JSON.")]
@@ -238,6 +260,12 @@ def _refine(
     padding: Padding = None,
     coarse_decode: CoarseDecode = None,
     no_guard: NoGuard = False,
+    guidance: Guidance = None,
+    proposals: Source = None,
+    sam_checkpoint: SamCheckpoint = None,
+    debug_dir: Annotated[
+        Path | None, _output("--debug-dir FOLDER", "Also write pictures of what guidance saw, NAME_*.png.")
+    ] = None,
     dry_run: Annotated[bool, _row("--dry-run", "Print how each picture would be refined; do nothing.")] = False,
     version: Annotated[bool, _row("--version", "Print the version.", callback=_version, is_eager=True)] = False,
 ) -> None:
@@ -264,7 +292,13 @@ def _refine(
         padding=padding,
         coarse_decode=coarse_decode,
         guard=False if no_guard else None,
+        guidance=guidance,
+        proposals=proposals,
+        sam_checkpoint=sam_checkpoint,
+        debug_dir=debug_dir,
     )
+    if options.pop("debug_dir", None) is not None:
+        options["keep_guidance"] = True
     todo: list[Pair] = []
     there: list[Pair] = []
     for pair in found.pairs:
@@ -276,7 +310,8 @@ def _refine(
         raise typer.Exit(1)
     if dry_run:
         raise typer.Exit(_print_plans(refine.refiner(**options), todo, talk))
-    for folder in sorted({path.parent for pair in todo for path in pair.outputs}):
+    folders = {path.parent for pair in todo for path in pair.outputs}
+    for folder in sorted(folders if debug_dir is None else {*folders, debug_dir}):
         check_folder(folder)
     for image_path, reason in found.ambiguous:
         talk.failed(image_path, reason)
@@ -284,7 +319,10 @@ def _refine(
         talk.skipped(pair)
     done = 0
     if todo:
-        done = _refine_all(refine.refiner(**options), todo, many=found.many, talk=talk)
+        refiner = refine.refiner(**options)
+        if options.get("guidance") is not None or "+" in str(model):
+            cast("Refiner", refiner).open_proposals()  # what is missing is told once, not for every picture
+        done = _refine_all(refiner, todo, many=found.many, talk=talk, debug=debug_dir)
     failed = len(found.ambiguous) + len(todo) - done
     if found.many:
         talk.note(f"{done} refined, {len(there)} skipped, {failed} failed")
@@ -343,6 +381,8 @@ _TIFF = {".tif", ".tiff"}
 
 _POLICIES = {"stride": ("strided",), "first_pass": ("strided",), "band": ("strided", "contour"), "padding": ("bbox",)}
 
+_OF_GUIDANCE = ("debug_dir", "proposals", "sam_checkpoint", "coverage", "sparsity", "deformation", "groups", "seed")
+
 
 def _given(changes: list[str] | None, /, **options: Any) -> dict[str, Any]:
     """The refiner's options that the command line gives, ``changes`` by `--set`; the others keep its defaults.
@@ -355,20 +395,78 @@ def _given(changes: list[str] | None, /, **options: Any) -> dict[str, Any]:
         name, _, value = (word.strip() for word in change.partition("="))
         if name in {*options, "model", "weights", "device", "dtype"}:
             raise OptionError(f"--set {change!r}: {name} has an option of its own; see {PROGRAM} --help")
-        try:
-            given[name] = float(value) if set(value.lower()) & set(".en") else int(value)
-        except ValueError as error:
-            raise OptionError(f"--set {change!r} is not possible; give NAME=NUMBER, as in radius=0.02") from error
+        given[name] = _number(change, value, "radius=0.02")
     if given.keys() & {"stride", "first_pass"}:
         given.setdefault("decode", "strided")
     for name, policies in _POLICIES.items():
         if name in given and given.get("decode", policies[0]) not in policies:
             option, accepted = name.replace("_", "-"), " and ".join(policies)
             raise OptionError(f"--{option} means nothing with --decode {given['decode']}; it belongs to {accepted}")
+    if given.get("guidance") is None and "+" not in str(given.get("model")):
+        for name in _OF_GUIDANCE:
+            if name in given:
+                option = f"--set {name}" if name not in options else f"--{name.replace('_', '-')}"
+                raise OptionError(f"{option} belongs to guidance, and there is none; give --guidance VERSION")
     return given
 
 
-def _refine_all(refiner: AnyRefiner, pairs: list[Pair], *, many: bool, talk: _Talk) -> int:
+def _number(change: str, value: str, example: str) -> float:
+    """The value of a change by `--set`."""
+    try:
+        return float(value) if set(value.lower()) & set(".en") else int(value)
+    except ValueError as error:
+        raise OptionError(f"--set {change!r} is not possible; give NAME=NUMBER, as in {example}") from error
+
+
+def _several(words: list[str] | None) -> list[str]:
+    """Values that are parted by commas, or given again."""
+    return [value.strip() for word in words or [] for value in word.split(",")]
+
+
+def _choices(
+    models: list[str],
+    guidances: Sequence[str | None],
+    decodes: Sequence[str | None],
+    dtypes: Sequence[str | None],
+    changes: list[str] | None,
+    *,
+    weights: Path | None,
+    device: str | None,
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """What each refiner of a grid is made with: every model with every guidance, policy and type.
+
+    Options of guidance go to those that are guided; "none" is no guidance. Beside a network a method without weights
+    takes `--set` alone; an option of one policy goes to those it belongs to.
+    """
+    from refine.methods import METHODS
+
+    networks = [model for model in models if model not in METHODS]
+    if weights is not None and len(networks) > 1:
+        raise OptionError(f"--weights belong to one network, and here are {', '.join(networks)}; give one")
+    mixed = 0 < len(networks) < len(models)
+    choices = []
+    for model in models:
+        if mixed and model in METHODS:
+            choices.append({"model": model, **_given(changes)})
+            continue
+        for guidance, decode, dtype in product(guidances, decodes, dtypes):
+            others = {
+                name
+                for name, policies in _POLICIES.items()
+                if decode not in policies and any(other in policies for other in decodes)
+            }
+            if len(guidances) > 1 and guidance in (None, "none"):
+                others |= set(_OF_GUIDANCE)
+            mine = {name: value for name, value in options.items() if name not in others}
+            mine |= {"guidance": None if guidance == "none" else guidance, "decode": decode, "dtype": dtype}
+            choices.append(
+                {"model": model} | _given(None if mixed else changes, weights=weights, device=device, **mine)
+            )
+    return choices
+
+
+def _refine_all(refiner: AnyRefiner, pairs: list[Pair], *, many: bool, talk: _Talk, debug: Path | None = None) -> int:
     """How many of the pairs were refined; the others are reported."""
     from tqdm import tqdm
 
@@ -377,7 +475,7 @@ def _refine_all(refiner: AnyRefiner, pairs: list[Pair], *, many: bool, talk: _Ta
     try:
         for pair in tqdm(pairs, disable=not show, unit="image", dynamic_ncols=True):
             try:
-                report = _refine_one(refiner, pair, show=not talk.quiet and sys.stderr.isatty())
+                report = _refine_one(refiner, pair, show=not talk.quiet and sys.stderr.isatty(), debug=debug)
             except Exception as error:
                 reason = _reason(error)
                 if reason is None and not many:
@@ -394,17 +492,21 @@ def _refine_all(refiner: AnyRefiner, pairs: list[Pair], *, many: bool, talk: _Ta
     return done
 
 
-def _refine_one(refiner: AnyRefiner, pair: Pair, *, show: bool) -> Report:
+def _refine_one(refiner: AnyRefiner, pair: Pair, *, show: bool, debug: Path | None) -> Report:
     from refine.methods import MethodRefiner
 
     if not isinstance(refiner, MethodRefiner) and _by_windows(refiner, pair):
         return _refine_by_windows(refiner, pair, show=show)
     refined = refiner.refine(pair.image, pair.mask)
     # The mask comes last: where it is, all that was asked for is.
-    if pair.overlay is not None:
+    shown = {} if pair.overlay is None else {pair.overlay: refined.overlay(pair.image)}
+    if debug is not None:
+        shown |= {debug / f"{pair.image.stem}_{name}.png": picture for name, picture in refined.guidance.items()}
+    if shown:
         from refine.io import write_image
 
-        write_image(pair.overlay, refined.overlay(pair.image))
+        for path, picture in shown.items():
+            write_image(path, picture)
     if pair.probability is not None:
         refined.save_probability(pair.probability)
     refined.save(pair.output)
@@ -466,6 +568,12 @@ class _Talk:
             report=report.as_dict(),
         )
 
+    def found(self, done: Done) -> None:
+        how = "kept" if done.kept else f"{done.seconds:.1f} s"
+        status = "kept" if done.kept else "done"
+        text = f"{done.picture}  ({done.proposals} proposals, {how})"
+        self._result(text, status, done.picture, None, proposals=done.proposals, seconds=done.seconds)
+
     def skipped(self, pair: Pair) -> None:
         self._result(f"{pair.output}  (skipped: already there)", "skipped", pair.image, pair)
 
@@ -503,7 +611,7 @@ class _Talk:
 
 @weights_app.callback()
 def _weights() -> None:
-    """List the weights that come with refine, or import a published checkpoint."""
+    """List the weights that come with refine, import a published checkpoint, or get others that are published."""
 
 
 @weights_app.command("list")
@@ -544,53 +652,154 @@ def _weights_import(
     print(destination)
 
 
+@weights_app.command("get")
+def _weights_get(
+    name: Annotated[str, _row("NAME", "sam-vit-b (375 MB), sam-vit-l (1.2 GB) or sam-vit-h (2.6 GB).")],
+    quiet: Annotated[bool, _row("-q, --quiet", "Print errors and the file's name only.")] = False,
+) -> None:
+    """Download published weights to the cache folder (REFINE_CACHE), checked by SHA-256; not where they are."""
+    from refine.download import fetch
+
+    print(fetch(name, quiet=quiet or not sys.stderr.isatty()))
+
+
 app.add_typer(weights_app, name="weights")
+
+
+@app.command("proposals")
+def _proposals(
+    folder: Annotated[Path, _row("DIR", "Pictures; where some are named *_im, only those.")],
+    source: Annotated[str, _row("--source NAME", "sam-vit-b, sam-vit-l, sam-vit-h, sam, felzenszwalb or slic.")],
+    sam_checkpoint: Annotated[
+        Path | None, _row("--sam-checkpoint FILE", "SAM's weights. Default: those of refine-cli weights get.")
+    ] = None,
+    out: Annotated[Path | None, _row("-o, --out OUT", "Cache folder. Default: REFINE_CACHE, or the system's.")] = None,
+    changes: Annotated[
+        list[str] | None, _row("--set NAME=NUMBER", "An option of the source, as in points_per_side=16.")
+    ] = None,
+    device: Annotated[str, _row("--device NAME", "Where SAM runs: auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    allow_large: Annotated[bool, _row("--allow-large", "Read pictures beyond 250 megapixels.")] = False,
+    as_json: Json = False,
+    quiet: Annotated[bool, _row("-q, --quiet", "Print errors only, no progress bar.")] = False,
+) -> None:
+    """Find the proposals of every picture of a folder and keep them; what is kept already is not found again."""
+    from tqdm import tqdm
+
+    from refine.precompute import Precompute
+
+    options = {}
+    for change in changes or []:
+        name, _, value = (word.strip() for word in change.partition("="))
+        options[name] = _number(change, value, "points_per_side=16")
+    work = Precompute.of(
+        folder,
+        source,
+        sam_checkpoint=sam_checkpoint,
+        out=out,
+        device=device,
+        options=options,
+        allow_large=allow_large,
+    )
+    talk = _Talk(as_json, quiet)
+    failed = kept = 0
+    show = not quiet and sys.stderr.isatty()
+    for done in tqdm(work.run(), total=len(work.paths), disable=not show, unit="image", dynamic_ncols=True):
+        kept += done.kept
+        if done.error is None:
+            talk.found(done)
+        else:
+            failed += 1
+            talk.failed(done.picture, _one_line(done.error))
+    talk.note(f"{len(work.paths) - failed - kept} found, {kept} kept already, {failed} failed; in {work.cache.folder}")
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command("evaluate")
 def _evaluate(
-    data: Annotated[list[Path], _row("FOLDER...", "Sets, or folders of sets: *_im.*, *_gt.png, *_seg.png.")],
-    out: Annotated[Path | None, _row("-o, --out FOLDER", "Also write figures and pictures there.")] = None,
-    limit: Annotated[int | None, _row("--limit NUMBER", "Pictures of a set, the first by name. Default: all.")] = None,
-    model: Model = None,
+    data: Annotated[
+        list[Path] | None, _row("FOLDER...", "Sets, or folders of sets: *_im.*, *_gt.png, *_seg.png.")
+    ] = None,
+    coarse: Annotated[
+        list[Path] | None,
+        _input("--coarse FOLDER", "Coarse masks of the one FOLDER's pictures, a set; give it again for more sets."),
+    ] = None,
+    masks: Annotated[
+        list[Path] | None,
+        _input(
+            "--masks FOLDER",
+            "Score masks of CascadePSP (*_mask.png), CRM (<scale>_*_mask.png) or SegRefiner (*_refine.png) as they "
+            "are, in it or in sub-folders called like the sets; give it again for more.",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, _input("--limit NUMBER", "Pictures of a set, the first by name. Default: all.")
+    ] = None,
+    out: Annotated[
+        Path | None, _output("-o, --out FOLDER", "Write a report there, and go on where a run was stopped.")
+    ] = None,
+    table: Annotated[
+        str | None, _output("--table NAME", "One of the thesis' tables, thesis-4.1 to thesis-4.6, anew; needs BIG.")
+    ] = None,
+    model: Models = None,
     weights: Weights = None,
     changes: Set = None,
     tile: Tile = None,
     device: Device = None,
-    dtype: Dtype = None,
+    dtype: Dtypes = None,
     max_memory: MaxMemory = None,
-    decode: Decode = None,
+    decode: Decodes = None,
     stride: Stride = None,
     first_pass: FirstPass = None,
     band: Band = None,
     padding: Padding = None,
     coarse_decode: CoarseDecode = None,
     no_guard: NoGuard = False,
+    guidance: Guidances = None,
+    proposals: Source = None,
+    sam_checkpoint: SamCheckpoint = None,
 ) -> None:
-    """Score refined masks against ground truth: a table of IoU and mBA per set."""
+    """Score refined masks against ground truth: IoU and mBA per set, and a report.
+
+    --model, --guidance, --decode and --dtype take several values, parted by commas: every combination is measured.
+    """
     from refine.evaluation import evaluate_command
 
-    evaluate_command(
-        data,
-        model=model or "crm-s",
+    models, guidances, decodes, dtypes = (_several(words) for words in (model, guidance, decode, dtype))
+    if table is not None and (decodes or guidances or masks or len(models) > 1 or len(dtypes) > 1):
+        raise OptionError(
+            "--table has its own rows; leave out --decode, --guidance, --masks and further models and types"
+        )
+    if not models and not masks:
+        models = ["crm-s" if table is None else "crm-r50"]
+    choices = _choices(
+        models,
+        guidances or [None],
+        decodes or [None],
+        dtypes or [None if table is None else "float32"],
+        changes,
         weights=weights,
-        device=device or "auto",
-        dtype=dtype or "auto",
-        limit=limit,
-        out=out,
-        options=_given(
-            changes,
-            tile=tile,
-            max_memory=max_memory,
-            decode=decode,
-            stride=stride,
-            first_pass=first_pass,
-            band=band,
-            padding=padding,
-            coarse_decode=coarse_decode,
-            guard=False if no_guard else None,
-        ),
+        device=device,
+        tile=tile,
+        max_memory=max_memory,
+        stride=stride,
+        first_pass=first_pass,
+        band=band,
+        padding=padding,
+        coarse_decode=coarse_decode,
+        guard=False if no_guard else None,
+        proposals=proposals,
+        sam_checkpoint=sam_checkpoint,
     )
+    try:
+        measured = evaluate_command(
+            data or [], choices, coarse=coarse or [], masks=masks or [], table=table, limit=limit, out=out
+        )
+    except KeyboardInterrupt as interrupt:
+        _stderr("interrupted" + ("; the same command goes on from here" if out is not None else ""))
+        raise typer.Exit(130) from interrupt
+    if measured.failures:
+        raise typer.Exit(1)
 
 
 @app.command("train")
@@ -667,7 +876,7 @@ def _train(
 
 @app.command("compare")
 def _compare(
-    base: Annotated[Path, _row("BASE", "A folder that evaluate -o wrote.")],
+    base: Annotated[Path, _row("BASE", "A folder that evaluate -o wrote; of several variants FOLDER/VARIANT.")],
     runs: Annotated[list[Path], _row("RUN...", "Others, of the same pictures.")],
     as_json: Json = False,
 ) -> None:
@@ -747,7 +956,7 @@ def _installed(distribution: str) -> str:
         return "not installed"
 
 
-def _one_line(error: BaseException) -> str:
+def _one_line(error: BaseException | str) -> str:
     return " ".join(str(error).split())
 
 

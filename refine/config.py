@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import asdict, dataclass, fields, replace
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, Final, Self
 
 from refine.errors import OptionError, WeightsError, one_of
@@ -10,6 +10,13 @@ from refine.errors import OptionError, WeightsError, one_of
 DECODES: Final = ("dense", "bbox", "contour", "strided")
 FIRST_PASSES: Final = ("near", "everywhere")
 COARSE_DECODES: Final = ("full", "next")
+EMBEDDED: Final = ("sam-sr-v3.1", "sam-sr-v3.2", "sam-sr-v3.3", "sam-sr-v3.4")
+"""Versions by features of Segment Anything's encoder."""
+GUIDANCE: Final = ("sam-sr-v1", "sam-sr-v2.1", "sam-sr-v2.2", *EMBEDDED)
+UNTRAINED: Final = "sam-sr-v1"
+"""The version that every model can be guided by; the others are models of their own."""
+SOURCES: Final = ("sam-vit-b", "sam-vit-l", "sam-vit-h", "sam", "felzenszwalb", "slic")
+"""Names of sources of proposals; "sam" is whatever type a checkpoint is."""
 DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -49,6 +56,38 @@ class Options:
     that touch nothing of its background, told on the grid of the first scale (`refine.guard`). None is the model's own
     choice."""
 
+    guidance: str | None = None
+    """What guides refining, by version (`refine.guidance`): "sam-sr-v1" puts proposals in the coarse mask's place, with
+    any model; the others belong to models that were trained with them, as "sam-sr-v2.1" to "crm-s+v2.1". None is the
+    model's own."""
+
+    proposals: str = "sam-vit-b"
+    """What finds proposals: Segment Anything ("sam-vit-b", "sam-vit-l", "sam-vit-h"; their weights are downloaded by
+    `refine-cli weights get` or given) or, without weights, "felzenszwalb" or "slic". Options of the source follow its
+    name, as in "sam-vit-b:points_per_side=16,stability=0.9". Of v3: whose features are read, which Segment Anything
+    alone has."""
+
+    sam_checkpoint: str | None = None
+    """File of Segment Anything's weights; None is the downloaded one."""
+
+    coverage: float = 0.7
+    """Of v1: the least share of a proposal that lies in the coarse mask."""
+
+    sparsity: float = 0.1
+    """Of v1: the highest share of gaps in the coarse mask's filled shape; above, it is refined as it is."""
+
+    deformation: float = 0.3
+    """Of v1: the highest 1 - IoU of the coarse mask and what is put in its place; above, it is refined as it is."""
+
+    groups: int = 16
+    """Of v2.2: groups of three points that SAM is asked about."""
+
+    seed: int = 0
+    """Of colours (v2.1) and of points (v2.2)."""
+
+    keep_guidance: bool = False
+    """Keep pictures of what guidance saw in the result's ``guidance``."""
+
     tile: int | None = None
     """px of scaled image that the encoder takes at once, without its halo; the result does not depend on it. None is
     the network's own choice."""
@@ -72,7 +111,14 @@ class Options:
         one_of("first_pass", self.first_pass, FIRST_PASSES)
         if self.coarse_decode is not None:
             one_of("coarse_decode", self.coarse_decode, COARSE_DECODES)
-        least = {"tile": 32, "patch": 32, "stride": 1, "band": 1, "padding": 0}
+        if self.guidance is not None:
+            one_of("guidance", self.guidance, GUIDANCE)
+        source_and_options(self.proposals)  # what cannot be read is told here
+        for name in ("coverage", "sparsity", "deformation"):
+            value = getattr(self, name)
+            if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= float(value) <= 1:
+                raise OptionError(f"{name}={value!r} is not possible; give a number from 0 to 1")
+        least = {"tile": 32, "patch": 32, "stride": 1, "band": 1, "padding": 0, "groups": 1, "seed": 0}
         for name, lowest in least.items():
             value = getattr(self, name)
             if name == "tile" and value is None:
@@ -80,7 +126,7 @@ class Options:
             if not isinstance(value, Integral) or isinstance(value, bool) or value < lowest:
                 raise OptionError(f"{name}={value!r} is not possible; give a whole number of at least {lowest}")
         _ = self.max_bytes  # what cannot be read is told here
-        for name in ("keep_scales", "allow_large", "guard"):
+        for name in ("keep_scales", "keep_guidance", "allow_large", "guard"):
             value = getattr(self, name)
             if not isinstance(value, bool) and not (name == "guard" and value is None):
                 raise OptionError(f"{name}={value!r} is not possible; give True or False")
@@ -111,6 +157,13 @@ class Cascade:
     smallest: int = 0
     """px; a scale at which the picture's long side is shorter is left out (the last scale never is)."""
 
+    least: int = 0
+    """px; a picture whose long side is shorter is seen enlarged to that, at most `enlarged` times: its details are few
+    cells of the latent otherwise. Not where it would be seen at a single scale then, which shows less of what is around
+    them."""
+
+    enlarged: float = 1.0
+
     pad: int = 32
     """px of reflected border around the picture while it is refined."""
 
@@ -135,9 +188,13 @@ class Cascade:
     """px; a mask with less foreground than this in all is taken for empty, as published. 0: only one without any."""
 
     def at(self, height: int, width: int) -> tuple[float, ...]:
-        """The scales to run for a picture of this size."""
-        kept = tuple(s for s in self.scales[:-1] if max(height, width) * s >= self.smallest)
-        return (*kept, self.scales[-1])
+        """The scales to run for a picture of this size; beyond 1 where it is enlarged."""
+        side = max(height, width)
+        factor = min(max(1.0, self.least / side), self.enlarged)
+        if factor * side * self.scales[-2] < self.smallest:
+            factor = 1.0
+        scales = [factor * scale for scale in self.scales]
+        return (*(scale for scale in scales[:-1] if side * scale >= self.smallest), scales[-1])
 
 
 @dataclass(frozen=True)
@@ -155,6 +212,9 @@ class Spec:
 
     cascade: Cascade
 
+    guidance: str = ""
+    """Version of SAM-SR that the network reads, if any; see `Options.guidance`."""
+
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready; `from_dict` reads it."""
         return asdict(self)
@@ -169,6 +229,31 @@ class Spec:
             raise WeightsError(
                 f"the weights' specification cannot be read ({error}); they are not made by refine"
             ) from error
+
+
+def source_and_options(proposals: str) -> tuple[str, dict[str, float]]:
+    """A source of proposals and its options, of a text like "slic:segments=300,levels=2".
+
+    Raises `OptionError` for an unknown source, or options that are no numbers; which there are the source knows.
+    """
+    name, _, rest = str(proposals).partition(":")
+    one_of("proposals", name, SOURCES)
+    options: dict[str, float] = {}
+    for change in filter(None, (word.strip() for word in rest.split(","))):
+        option, _, value = (word.strip() for word in change.partition("="))
+        try:
+            options[option] = float(value) if set(value.lower()) & set(".en") else int(value)
+        except ValueError as error:
+            accepted = f"give NAME=NUMBER behind the source, as in {name}:levels=2"
+            raise OptionError(f"proposals={proposals!r} is not possible; {accepted}") from error
+    return name, options
+
+
+def guided_model(model: str, guidance: str | None) -> str:
+    """Name of the model that ``model`` becomes by a version of SAM-SR: "crm-s+v2.1" of "crm-s" and "sam-sr-v2.1"."""
+    if guidance is None or guidance == UNTRAINED or "+" in model:
+        return model
+    return f"{model}+{guidance.removeprefix('sam-sr-')}"
 
 
 _UNITS: Final = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}

@@ -14,27 +14,29 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from refine.blocks import Blocks
-from refine.config import Options
+from refine.config import EMBEDDED, UNTRAINED, Options, guided_model
 from refine.decode import decode
 from refine.devices import peak_memory, resolve_device, resolve_dtype, return_freed_memory, share_threads
 from refine.errors import OptionError, one_of
-from refine.features import latent_at, whole_latent
+from refine.features import latent_at, whole_latent, with_deep
 from refine.frame import Frame, View, scaled
 from refine.guard import Guard
+from refine.guidance import Encoder, Proposals, ProposalSource
+from refine.guidance.guide import Guided, by_embedding, by_points, by_proposals
 from refine.io import PathLike, Source
 from refine.loading import load_network
 from refine.methods import METHODS
-from refine.models import PRESETS
+from refine.models import PRESETS, DeepNetwork
 from refine.plan import Plan, plan
 from refine.planes import Constant, Held, Interpolated, Plane
-from refine.prepare import mask_plane, prepare
+from refine.prepare import Pair, mask_plane, prepare
 from refine.regions import Grid, Selection, at_next, bounding_boxes, dense, margin, read_by_next, select
 from refine.result import Refined, Report, ScaleReport
 from refine.slides import Slide, Workspace, check_mask_stream, write_mask_stream
@@ -76,7 +78,8 @@ Progress = Callable[[int, int], None]
 class Refiner:
     """A network with its weights on a device, ready to refine many pictures.
 
-    model: name of a preset, "crm-s" (the default; ships with weights) or "crm-r50".
+    model: name of a preset, "crm-s" (the default; ships with weights) or "crm-r50"; "crm-s+v2.1" and the like are those
+        that a version of SAM-SR guides, and what "crm-s" means with guidance="sam-sr-v2.1".
     weights: path of a safetensors file or of a published .pth; None takes the weights that ship with the model.
     device: "auto" (CUDA, else Apple's GPU, else the CPU), "cpu", "cuda", "cuda:N" or "mps".
     dtype: "auto" (the fastest that is safe on the device), "float32", "bfloat16" or "float16"; coordinates are always
@@ -96,36 +99,55 @@ class Refiner:
         **options: Any,
     ) -> None:
         if model in METHODS:
-            raise OptionError(f"model={model!r} is a method without a network; refine.refiner({model!r}) gives it")
-        one_of("model", model, (*PRESETS, *METHODS))
+            raise OptionError(f"model={model!r} is a method, no cascade; refine.refiner({model!r}) gives it")
         self.options = Options().but(**options)
+        model = guided_model(model, self.options.guidance)
+        one_of("model", model, (*PRESETS, *METHODS))
         self.device = resolve_device(device)
         self.dtype = resolve_dtype(dtype, self.device)
         network, self.spec, self.weights_sha256 = load_network(model, weights)
+        self._opened: tuple[tuple[str, str | None], ProposalSource] | None = None
         self.network = network.folded().to(self.device, self.dtype)
 
-    def refine(self, image: NDArray[Any] | Source, coarse_mask: NDArray[Any] | Source, **options: Any) -> Refined:
+    def refine(
+        self,
+        image: NDArray[Any] | Source,
+        coarse_mask: NDArray[Any] | Source,
+        *,
+        proposals: Proposals | ProposalSource | str | None = None,
+        embedding: NDArray[np.float32] | Encoder | None = None,
+        **options: Any,
+    ) -> Refined:
         """Refine a coarse mask of an image.
 
         image: (H, W, 3) uint8 RGB, grey, RGBA, uint16 or float in [0, 1]; a path or a PIL image.
         coarse_mask: (H, W) bool, {0, 1}, {0, 255}, uint8 grey or float in [0, 1]; of the image's size or smaller; a
             path or a PIL image.
+        proposals: of this picture, or what finds them, instead of the option of that name.
+        embedding: for SAM-SR v3, Segment Anything's features (256, 64, 64) of this picture, or what gives them.
         options: fields of `refine.config.Options` for this call alone.
 
         Raises `InputError` for arrays, `FileError` for files, `OptionError` for options that cannot be used.
         """
+        if isinstance(proposals, str):
+            options, proposals = options | {"proposals": proposals}, None
         chosen = self._chosen(options)
         share_threads()
         with torch.inference_mode(), peak_memory(self.device) as peak:
             started = self._now()
             pair = prepare(image, coarse_mask, allow_large=chosen.allow_large)
-            frame = Frame(Held(pair.image), Held(pair.mask), self.spec.cascade, self.device)
+            guided = self._guided(pair, chosen, proposals, embedding)
+            frame = Frame(guided.image, guided.mask, self.spec.cascade, self.device, embedding=guided.embedding)
             prepared = self._now()
             outcome = self._cascade(frame, chosen, self.plan(frame.original, **options))
             probability = frame.cut(outcome.last)
             seconds = self._now() - started
         report = self._report(frame, outcome, chosen, seconds, prepared - started, peak())
-        return Refined.of(probability, report, scales=outcome.kept)
+        if guided.skipped:
+            skipped = f"the coarse mask was refined without {chosen.guidance}: {guided.skipped}"
+            report = replace(report, warnings=(skipped, *report.warnings))
+        report = replace(report, guidance=guided.record)
+        return Refined.of(probability, report, scales=outcome.kept, guidance=guided.pictures)
 
     def refine_file(
         self,
@@ -146,6 +168,10 @@ class Refiner:
         """
         chosen = self._chosen(options)
         check_mask_stream(out)
+        if chosen.guidance is not None:
+            raise OptionError(
+                f"guidance={chosen.guidance!r} needs the picture in memory; use refine(), or leave it out"
+            )
         if chosen.keep_scales or chosen.decode == "bbox":
             given = "keep_scales" if chosen.keep_scales else "decode='bbox'"
             raise OptionError(f"{given} needs the mask whole in memory; use refine(), or leave it out")
@@ -187,11 +213,58 @@ class Refiner:
     def _chosen(self, changes: dict[str, Any]) -> Options:
         """The options of a call, where None is the model's own choice."""
         options, cascade = self.options.but(**changes), self.spec.cascade
+        guidance = options.guidance or self.spec.guidance or None
+        if guidance != (self.spec.guidance or None) and (self.spec.guidance or guidance != UNTRAINED):
+            model = self.spec.model
+            wanted = self.spec.guidance or f"{UNTRAINED}, or make a refiner of {guided_model(model, guidance)}"
+            raise OptionError(f"guidance={guidance!r} is not what {model} was trained with; give {wanted}")
         return options.but(
+            guidance=guidance,
             decode=options.decode or cascade.decode,
             coarse_decode=options.coarse_decode or cascade.coarse_decode,
             guard=cascade.guard if options.guard is None else options.guard,
         )
+
+    def _guided(
+        self,
+        pair: Pair,
+        options: Options,
+        proposals: Proposals | ProposalSource | None,
+        embedding: NDArray[np.float32] | Encoder | None,
+    ) -> Guided:
+        """What is refined instead of a pair; the pair itself without guidance, or with a mask that is empty."""
+        name, other = ("proposals", proposals) if options.guidance in EMBEDDED else ("embedding", embedding)
+        if other is not None:
+            raise OptionError(f"{name} was given and means nothing with guidance={options.guidance!r}; leave it out")
+        if options.guidance is None or not pair.mask.any():
+            return Guided(Held(pair.image), Held(pair.mask), {})
+        if options.guidance in EMBEDDED:
+            features = self._source(options.proposals, options.sam_checkpoint) if embedding is None else embedding
+            return by_embedding(pair.image, pair.mask, features, options)
+        if proposals is None:
+            proposals = self._source(options.proposals, options.sam_checkpoint)
+        if options.guidance == "sam-sr-v2.2":
+            return by_points(pair.image, pair.mask, proposals, options)
+        found = proposals if isinstance(proposals, Proposals) else proposals.propose(pair.image)
+        return by_proposals(pair.image, pair.mask, found, options)
+
+    def open_proposals(self) -> None:
+        """Open what the options say finds proposals, if they are guided by any, now rather than at the first picture.
+
+        Raises `OptionError` or `WeightsError` where that cannot be.
+        """
+        options = self._chosen({})
+        if options.guidance is not None:
+            self._source(options.proposals, options.sam_checkpoint)
+
+    def _source(self, proposals: str, checkpoint: str | None) -> ProposalSource:
+        """The source of an option, opened once."""
+        from refine.guidance.sources import kept_source  # of libraries that are slow to import
+
+        key = (proposals, checkpoint)
+        if self._opened is None or self._opened[0] != key:
+            self._opened = key, kept_source(proposals, sam_checkpoint=checkpoint, device=str(self.device))
+        return self._opened[1]
 
     def _cascade(self, frame: Frame, options: Options, plan: Plan, progress: Progress | None = None) -> _Outcome:
         outcome = _Outcome(frame.mask)
@@ -237,6 +310,8 @@ class Refiner:
         """Probabilities at a grid of queries, from the ``current`` ones."""
         return_freed_memory()
         view = View.of(frame, size, current, grid.rows, grid.columns)
+        if frame.embedding is not None:
+            view = with_deep(cast(DeepNetwork, self.network), view, dtype=self.dtype)
         store, counts = frame.store, _Counts()
         name = f"scale-{scale:g}-{grid.shape[0]}x{grid.shape[1]}"
         out = store.array(name, grid.shape, np.float32)

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from refine.blocks import FINE, Blocks
 from refine.coords import Axis
+from refine.embedding import CELL
 from refine.frame import View
-from refine.models import Network
+from refine.models import DeepNetwork, Network
+from refine.planes import Held, Interpolated
 from refine.tiles import Window, cover
 
 
@@ -40,7 +42,7 @@ def whole_latent(
     ):
         core = core.moved(pixels.top, pixels.left)
         area = core.grown(network.halo, height, width)
-        taps = network.encode(view.input(area, dtype, network.multiple))
+        taps = network.encode(view.input(area, dtype, network.multiple), view.deep_in(area, dtype))
         origin = (area.top // network.stride, area.left // network.stride)
         for cells in core.divided(network.stride).split(patch):
             part = cells.moved(-top, -left)
@@ -63,8 +65,27 @@ def latent_at(network: Network, view: View, window: Window, wanted: NDArray[np.b
     local = needed[area.top // FINE : -(-area.bottom // FINE), area.left // FINE : -(-area.right // FINE)]
     origin = (area.top // network.stride, area.left // network.stride)
     sizes = network.tap_sizes(height, width)
-    latent = network.encode_area(view.input(area, dtype, network.multiple), local, sizes=sizes, origin=origin)
+    x, deep = view.input(area, dtype, network.multiple), view.deep_in(area, dtype)
+    latent = network.encode_area(x, local, sizes=sizes, origin=origin, deep=deep)
     return replace(latent, origin=origin)
+
+
+def with_deep(network: DeepNetwork, view: View, *, dtype: torch.dtype) -> View:
+    """The view with the deep map of the whole picture and its mask at this scale."""
+    embedding = view.frame.embedding
+    assert embedding is not None
+    (height, width), (n, m) = embedding.seen, embedding.cells
+    mask = view.frame.resized(view.mask, embedding.seen).read(Window(0, height, 0, width))
+    mask = np.pad(mask, ((0, n * CELL - height), (0, m * CELL - width)), "edge")
+    mask = 2 * mask.reshape(4 * n, CELL // 4, 4 * m, CELL // 4).mean((1, 3)) - 1
+    given = (embedding.inside[None], mask[None, None])
+    maps = (torch.tensor(x, dtype=dtype, device=view.frame.device) for x in given)
+    deep = network.deep(*(x.contiguous(memory_format=torch.channels_last) for x in maps))
+    found = deep[0].permute(1, 2, 0).float().cpu().numpy()  # (n, m, C)
+    axes = embedding.axes(view.size, network.deep_stride)
+    rows, columns = ((axis.low, axis.high, axis.fraction) for axis in axes)
+    plane = Interpolated(Held(np.ascontiguousarray(found)), rows, columns)
+    return replace(view, deep=plane, deep_stride=network.deep_stride)
 
 
 def _squares(wanted: NDArray[np.bool_], axes: tuple[Axis, Axis], per: int) -> NDArray[np.bool_]:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from refine.config import Cascade
 from refine.coords import Axis, LerpAxis, corner_aligned
+from refine.embedding import Embedding
 from refine.planes import Interpolated, Memory, Plane, Reduced, Reflected, Store, kept, reaches
 from refine.tiles import Window
 
@@ -22,13 +22,22 @@ STRIP = 2**17  # px that are normalised at once, so that what lies between stays
 class Frame:
     """A picture and its coarse mask with the cascade's border around them.
 
-    image: a plane of (h, w, 3) uint8; mask: one of (h, w) float32 in [0, 1], of the same size. store: where reduced
-    pictures and masks are kept.
+    image: a plane of (h, w, C) uint8, colours first and then what guides the network, if anything; mask: one of (h, w)
+    float32 in [0, 1], of the same size. store: where reduced pictures and masks are kept. embedding: of the picture,
+    for networks with a deep branch; their cascades have no border.
     """
 
     def __init__(
-        self, image: Plane, mask: Plane, cascade: Cascade, device: torch.device, store: Store | None = None
+        self,
+        image: Plane,
+        mask: Plane,
+        cascade: Cascade,
+        device: torch.device,
+        store: Store | None = None,
+        embedding: Embedding | None = None,
     ) -> None:
+        assert embedding is None or not cascade.pad
+        self.embedding = embedding
         self.store: Store = store or Memory()
         self.original, self.cascade, self.device = image.size, cascade, device
         self.image, self.mask = (Reflected(p, cascade.pad) if cascade.pad else p for p in (image, mask))
@@ -92,7 +101,8 @@ class View:
 
     size: (h, w) px of the network's input; mask: probabilities at that size; rows, columns: the queries' axes.
     before: probabilities at the queries before they are decoded. read: those of the network's input there, which are
-    smoother where ``before`` was known more finely.
+    smoother where ``before`` was known more finely. deep: the map (h, w, C) of the deep branch, of a network that has
+    one, at cells of ``deep_stride`` px of the input.
     """
 
     frame: Frame
@@ -102,6 +112,8 @@ class View:
     columns: Axis
     before: Plane
     read: Plane
+    deep: Plane | None = None
+    deep_stride: int = 1
 
     @classmethod
     def of(cls, frame: Frame, size: tuple[int, int], current: Plane, rows: Axis, columns: Axis) -> "View":
@@ -120,21 +132,29 @@ class View:
         return len(self.rows), len(self.columns)
 
     def input(self, window: Window, dtype: torch.dtype = torch.float32, multiple: int = 1) -> Tensor:
-        """The network's input (1, 4, h, w), channels last, in a window of the scaled picture: colour, then mask.
+        """The network's input (1, C + 1, h, w), channels last, in a window of the scaled picture: the mask comes last.
 
         Sides that are no ``multiple`` are continued by their last pixels.
         """
         picture, mask = self.frame.picture(self.size).read(window), self.mask.read(window)
         height, width = mask.shape
         size = tuple(-(-n // multiple) * multiple for n in mask.shape)
-        x = torch.empty((1, 4, *size), dtype=dtype, device=self.frame.device, memory_format=torch.channels_last)
+        channels = picture.shape[2] + 1
+        x = torch.empty((1, channels, *size), dtype=dtype, device=self.frame.device, memory_format=torch.channels_last)
         self._fill(x[:, :, :height, :width], picture, mask)
         x[:, :, :height, width:] = x[:, :, :height, width - 1 : width]
         x[:, :, height:] = x[:, :, height - 1 : height]
         return x
 
+    def deep_in(self, area: Window, dtype: torch.dtype) -> Tensor | None:
+        """The deep map (1, C, n, m), channels last, at the cells of an area of the network's input."""
+        if self.deep is None:
+            return None
+        found = self.deep.read(area.divided(self.deep_stride))
+        return torch.from_numpy(found).to(self.frame.device, dtype).permute(2, 0, 1)[None]
+
     def guide(self, window: Window, before: NDArray[np.float32]) -> Callable[[NDArray[np.int64]], Tensor]:
-        """What queries in a window of the grid read of their own pixel: (N, 4) of points (N, 2) of the window.
+        """What queries in a window of the grid read of their own pixel: (N, C + 1) of points (N, 2) of the window.
 
         before: the plane of that name in the window.
         """
@@ -143,22 +163,21 @@ class View:
 
         def at(points: NDArray[np.int64]) -> Tensor:
             y, x = points.T
-            out = torch.empty(len(points), 4, device=self.frame.device)
+            out = torch.empty(len(points), picture.shape[2] + 1, device=self.frame.device)
             self._fill(out.T[None, :, None], picture[y, x][None], mask[y, x][None])
             return out
 
         return at
 
-    @cached_property
-    def _statistics(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Scale and shift (3,) that normalise a colour of 0..255."""
-        cascade = self.frame.cascade
-        scale = np.float32(1) / (255 * np.asarray(cascade.std, np.float32))
-        return scale, -np.asarray(cascade.mean, np.float32) * 255 * scale
+    def _statistics(self, channels: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Scale and shift (channels,) that normalise colours of 0..255; the channels behind them become 0..1."""
+        cascade, more = self.frame.cascade, channels - 3
+        scale = np.float32(1) / (255 * np.asarray((*cascade.std, *[1] * more), np.float32))
+        return scale, -np.asarray((*cascade.mean, *[0] * more), np.float32) * 255 * scale
 
     def _fill(self, x: Tensor, picture: NDArray[Any], mask: NDArray[np.float32]) -> None:
-        """Fills x (1, 4, h, w) with a picture (h, w, 3), of uint8 or enlarged in float32, and its mask (h, w)."""
-        scale, shift = self._statistics
+        """Fills x (1, C + 1, h, w) with a picture (h, w, C), uint8 or enlarged in float32, and its mask (h, w)."""
+        scale, shift = self._statistics(picture.shape[2])
         on_cpu, bits = x.device.type == "cpu", x.dtype == torch.bfloat16
         if on_cpu and picture.dtype == np.uint8 and (bits or x.dtype == torch.float32):
             from refine_kernels import network_input
@@ -166,13 +185,13 @@ class View:
             out = x[0].permute(1, 2, 0)
             network_input(picture, mask, scale, shift, (out.view(torch.uint16) if bits else out).numpy())
             return
-        scales, shifts = (torch.from_numpy(v).to(x.device).view(3, 1, 1) for v in (scale, shift))
+        scales, shifts = (torch.from_numpy(v).to(x.device).view(-1, 1, 1) for v in (scale, shift))
         step = max(1, STRIP // mask.shape[1])
         for top in range(0, len(mask), step):
             rows = slice(top, top + step)
             colour = _tensor(picture[rows]).to(x.device).permute(2, 0, 1).float()
-            x[0, :3, rows] = torch.addcmul(shifts, colour, scales)
-            x[0, 3, rows] = _tensor(mask[rows]).to(x.device).mul(2).sub_(1)
+            x[0, :-1, rows] = torch.addcmul(shifts, colour, scales)
+            x[0, -1, rows] = _tensor(mask[rows]).to(x.device).mul(2).sub_(1)
 
 
 def _tensor(array: NDArray[Any]) -> Tensor:

@@ -1,14 +1,21 @@
 """From a model's name to a network with its weights."""
 
 from pathlib import Path
-from typing import cast
+from typing import Final, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from refine import checkpoint
 from refine.config import Spec
 from refine.errors import WeightsError
 from refine.models import Network, build, preset
+from refine.models.cascade_psp import CascadePSP
+
+_FETCH: Final = (
+    "fetch https://github.com/hkchengrex/CascadePSP/releases/download/v1.0/model (259 MB, MIT) and give that file "
+    "(weights=..., --weights FILE)"
+)
 
 
 def load_network(model: str, weights: str | Path | None) -> tuple[Network, Spec, str]:
@@ -25,12 +32,30 @@ def load_network(model: str, weights: str | Path | None) -> tuple[Network, Spec,
         spec, state = Spec.from_dict(loaded.spec), loaded.state
         if spec.model != model:
             raise WeightsError(f"{path} holds weights of {spec.model}, not of {model}; pass model={spec.model!r}")
-    # Weights may be stored in a shorter type than networks are built in.
-    state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
     network = build(spec)
     checkpoint.check(state, _shapes(network), path)
-    network.load_state_dict(state, assign=True)  # the random ones are freed
+    network.load_state_dict(_as_built(state), assign=True)  # the random ones are freed
     return cast(Network, network), spec, loaded.sha256
+
+
+def load_cascade_psp(weights: str | Path | None) -> tuple[CascadePSP, str]:
+    """CascadePSP's network with the weights of a published checkpoint, and the sha256 of that file.
+
+    Raises `WeightsError` for weights that are missing, damaged or of another model.
+    """
+    if weights is None:
+        raise WeightsError(f"cascade-psp needs weights, and none of it ship with refine; {_FETCH}")
+    loaded = checkpoint.load(weights)
+    if loaded.spec is not None:
+        raise WeightsError(f"{weights} holds weights of {loaded.spec.get('model')}, not of cascade-psp; {_FETCH}")
+    with torch.device("meta"):  # no random weights
+        network = CascadePSP()
+    # Counters of seen batches mean nothing here; torch sets those that a state lacks.
+    expected = {name: shape for name, shape in _shapes(network).items() if not name.endswith(".num_batches_tracked")}
+    state = checkpoint.published_state(loaded.state, expected)
+    checkpoint.check(state, expected, weights)
+    network.load_state_dict(_as_built(state), assign=True)
+    return network.eval().requires_grad_(False), loaded.sha256
 
 
 def import_published(source: Path, destination: Path, *, model: str = "crm-r50") -> None:
@@ -41,6 +66,11 @@ def import_published(source: Path, destination: Path, *, model: str = "crm-r50")
     """
     spec = preset(model)
     checkpoint.import_published(source, destination, expected=_shapes(build(spec)), spec=spec.as_dict())
+
+
+def _as_built(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """In the type that networks are built in; weights may be stored in a shorter one."""
+    return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
 
 
 def _shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -132,6 +132,23 @@ def big_images(folder: Path, suffixes: Collection[str]) -> list[tuple[str, Path]
     return [(_name(path.stem), path) for path in paths if _is_big(path.stem, IMAGE_ENDING)]
 
 
+def find_images(folder: Path, suffixes: Collection[str]) -> list[Path]:
+    """Every image of a folder and its sub-folders, sorted by path: those of BIG's names where there are some, else all.
+
+    A picture named like an output, `<name>_mask.png`, is left out where `<name>` is an image. Raises FileError where
+    there is no such folder, or no image in it.
+    """
+    if not folder.is_dir():
+        raise FileError(f"{folder}: no such folder; give a folder of pictures")
+    groups = _group(str(folder), suffixes, ())
+    images = {key: paths for key, paths in groups.items() if _is_big(key[1], IMAGE_ENDING)} or groups
+    names = {(place, _name(stem)) for place, stem in images}
+    paths = sorted(path for paths in _without_outputs(images, {}, names).values() for path in paths)
+    if not paths:
+        raise FileError(f"{folder}: has no pictures ({', '.join(sorted(suffixes))}); give a folder of pictures")
+    return paths
+
+
 Key = tuple[PurePath, str]  # the sub-folder under the folder searched, and the stem
 
 

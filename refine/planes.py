@@ -1,6 +1,6 @@
 """Pictures and masks that are read by windows, so that none has to be whole in memory.
 
-A plane gives any window of itself, (h, w) float32 or (h, w, 3) uint8, the same to the bit whichever windows it is read
+A plane gives any window of itself, (h, w) float32 or (h, w, C) uint8, the same to the bit whichever windows it is read
 by. The others make one plane of another without holding it.
 """
 
@@ -93,6 +93,35 @@ class Reduced:
 
         under = Window(*covered(window, self.source.size, self.size))
         return area_reduce(self.source.read(under), self.source.size, self.size, window, (under.top, under.left))
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """A plane at ``size``, each sample that of the source's pixel it lies in: for labels, which have no mean."""
+
+    source: Plane
+    size: tuple[int, int]
+
+    def read(self, window: Window) -> NDArray[Any]:
+        ranges = ((window.top, window.bottom), (window.left, window.right))
+        sides = zip(ranges, self.source.size, self.size, strict=True)
+        rows, columns = ((2 * np.arange(a, b) + 1) * n // (2 * m) for (a, b), n, m in sides)
+        under = Window(int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1)
+        return self.source.read(under)[rows - rows[0]][:, columns - columns[0]]
+
+
+@dataclass(frozen=True)
+class Beside:
+    """The channels of several planes of one size, (h, w, C) each."""
+
+    sources: tuple[Plane, ...]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.sources[0].size
+
+    def read(self, window: Window) -> NDArray[Any]:
+        return np.concatenate([source.read(window) for source in self.sources], 2)
 
 
 Table = tuple[Tensor, Tensor, Tensor]  # lower and upper sample (n,) int64, weight of the upper one (n,) float32

@@ -1,6 +1,6 @@
-"""From a model's name to what refines by it: a network with its weights, or a method that needs none.
+"""From a model's name to what refines by it: a network with its cascade, or a method.
 
-Methods work without torch, which is imported where a network is asked for.
+Methods without a network work without torch, which is imported where one is asked for.
 """
 
 from pathlib import Path
@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from refine.config import Options
+from refine.config import Options, guided_model
 from refine.io import Source
 from refine.methods import METHODS, MethodRefiner
 from refine.result import Refined
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from refine.engine import Refiner
+    from refine.guidance import Encoder, Proposals, ProposalSource
 
 
 def refiner(
@@ -29,7 +32,8 @@ def refiner(
     """A `refine.engine.Refiner`, or the `refine.methods.MethodRefiner` of that name, ready for many pictures.
 
     model: a network ("crm-s", "crm-r50") or a method ("guided-filter", "grabcut", "random-walker", "bilinear",
-    "coarse"). The others as the class of the model takes them; an option that means nothing to it is an error.
+    "coarse", and "cascade-psp", which needs weights). The others as the class of the model takes them; an option that
+    means nothing to it is an error.
 
     Raises `OptionError` for unknown values, `WeightsError` for weights that are missing or do not fit.
     """
@@ -52,6 +56,8 @@ def run(
     weights: str | Path | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    proposals: "Proposals | ProposalSource | str | None" = None,
+    embedding: "NDArray[np.float32] | Encoder | None" = None,
     **options: Any,
 ) -> Refined:
     """Refine one coarse mask; the refiner is kept for the next call with the same model, weights, device and dtype.
@@ -59,15 +65,23 @@ def run(
     See `refiner` for the first options and `refine.engine.Refiner.refine` for the inputs, the other options and the
     errors. A file of weights that has changed since is loaded again.
     """
-    if model in METHODS:  # there is nothing to keep, and kept weights stay
-        return refiner(model, weights=weights, device=device, dtype=dtype, **options).refine(image, coarse_mask)
+    method = METHODS.get(model)
+    beside: dict[str, Any] = {"proposals": proposals, "embedding": embedding}
+    beside = {name: value for name, value in beside.items() if value is not None}  # of a method an error that says so
+    if method is not None and method.load is None:  # there is nothing to keep, and kept weights stay
+        return refiner(model, weights=weights, device=device, dtype=dtype, **options, **beside).refine(
+            image, coarse_mask
+        )
+    if method is None:  # a misspelt option is told before weights are loaded
+        model = guided_model(model, Options().but(**options).guidance)
+    else:
+        method.options().but(model, **options)
     stamp = None if weights is None or not Path(weights).exists() else Path(weights).stat().st_mtime_ns
     key = (model, weights, stamp, device, dtype)
-    Options().but(**options)  # a misspelt one is told before weights are loaded
     with _keeping:
         if key not in _kept:
             made = refiner(model, weights=weights, device=device, dtype=dtype)
             _kept.clear()
             _kept[key] = made
         kept = _kept[key]
-    return kept.refine(image, coarse_mask, **options)
+    return kept.refine(image, coarse_mask, **options, **beside)

@@ -15,7 +15,7 @@ from refine.coords import Axis, Samples
 from refine.models import Network
 from refine.tiles import Window
 
-SURE = 0.02  # a probability this close to 0 or 1 is not looked at again, far from a contour
+SURE = 0.005  # a probability this close to 0 or 1 is not looked at again, far from a contour
 MOVED = 0.1  # of a probability; a first pass "near" takes a pixel that moved further for changed, whatever its class
 UNSURE = 8  # px; so near to a contour, a strided pass looks at every pixel
 

@@ -59,6 +59,8 @@ class Report:
     """Bytes: the peak resident set of the process on a CPU, the allocator's peak on CUDA."""
     options: dict[str, Any] = field(default_factory=dict)
     """The options in force, defaults included."""
+    guidance: dict[str, Any] = field(default_factory=dict)
+    """What guided the refinement, how much it found, and the rule that left it out if one did; empty without."""
     warnings: tuple[str, ...] = ()
     """What the caller should know: a fallback, a mask with nothing to refine."""
 
@@ -107,6 +109,8 @@ class Refined:
     report: Report
     scales: Mapping[float, NDArray[np.float32]] = field(default_factory=dict)
     """The probability (h, w) after each step of the cascade, by its scale; empty unless it was asked for."""
+    guidance: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
+    """Pictures (h, w, 3) of what guidance saw, by name; empty unless they were asked for."""
 
     @classmethod
     def of(
@@ -115,11 +119,12 @@ class Refined:
         report: Report,
         *,
         scales: Mapping[float, NDArray[np.float32]] | None = None,
+        guidance: Mapping[str, NDArray[np.uint8]] | None = None,
     ) -> Self:
         """The result whose probability (H, W) float32 in [0, 1] this is."""
         assert probability.ndim == 2, probability.shape
         assert probability.dtype == np.float32, probability.dtype
-        return cls(probability > 0.5, probability, report, dict(scales or {}))
+        return cls(probability > 0.5, probability, report, dict(scales or {}), dict(guidance or {}))
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         """The mask; without ``copy`` it is this object's own array unless ``dtype`` needs another."""

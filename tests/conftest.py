@@ -1,9 +1,13 @@
 """What several test modules share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
+import cv2
 import numpy as np
 import pytest
 
@@ -57,3 +61,98 @@ def photographed(truth: np.ndarray) -> np.ndarray:
     """Two noisy colours that a truth parts."""
     noise = np.random.default_rng(0).integers(0, 30, (*truth.shape, 3))
     return (np.where(truth[..., None], (180, 120, 40), (30, 70, 110)) + noise).astype(np.uint8)
+
+
+def small_sam(seed: int = 0, *, side: int = 256, width: int = 32, depth: int = 2):
+    """Segment Anything as its library builds it, with random weights and a small encoder."""
+    import torch
+    from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        encoder = ImageEncoderViT(
+            img_size=side,
+            embed_dim=width,
+            depth=depth,
+            num_heads=2,
+            norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+            use_rel_pos=True,
+            global_attn_indexes=(depth - 1,),
+            window_size=14,
+        )
+        transformer = TwoWayTransformer(depth=2, embedding_dim=256, num_heads=8, mlp_dim=2048)
+        network = Sam(
+            encoder,
+            PromptEncoder(256, (side // 16, side // 16), (side, side), mask_in_chans=16),
+            MaskDecoder(transformer_dim=256, transformer=transformer),
+            pixel_mean=[123.675, 116.28, 103.53],
+            pixel_std=[58.395, 57.12, 57.375],
+        )
+        for block in encoder.blocks:  # zero in a fresh encoder
+            torch.nn.init.normal_(block.attn.rel_pos_h)
+            torch.nn.init.normal_(block.attn.rel_pos_w)
+        torch.nn.init.normal_(encoder.pos_embed)
+    return network.eval()
+
+
+@pytest.fixture(scope="session")
+def sam_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a small SAM in its library's layout."""
+    import torch
+
+    path = tmp_path_factory.mktemp("sam") / "small.pth"
+    torch.save(small_sam().state_dict(), path)
+    return path
+
+
+def features_of(size: tuple[int, int], *, seed: int = 0, beyond: float = 0.0) -> np.ndarray:
+    """Random features (256, 64, 64) of a picture (H, W), such as Segment Anything's, with ``beyond`` in the padding."""
+    features = np.random.default_rng(seed).standard_normal((256, 64, 64), np.float32)
+    rows, columns = (-(-max(1, int(side * 1024 / max(size) + 0.5)) // 16) for side in size)
+    features[:, rows:] = features[:, :, columns:] = beyond
+    return features
+
+
+def dot(x: int = 40) -> np.ndarray:
+    """A disc of 20 px in a mask of 60 x 80."""
+    return cv2.circle(np.zeros((60, 80), np.uint8), (x, 30), 20, 255, -1) > 0
+
+
+def write_set(folder: Path, names: Sequence[str] = ("a", "b", "c")) -> Path:
+    """Bright dots on grey in BIG's layout; their coarse masks lie 3, 4, 5, ... px to the right."""
+    folder.mkdir(parents=True)
+    for i, name in enumerate(names):
+        cv2.imwrite(str(folder / f"{name}_im.png"), np.where(dot()[..., None], np.uint8([200] * 3), np.uint8([90] * 3)))
+        cv2.imwrite(str(folder / f"{name}_gt.png"), dot() * np.uint8(255))
+        cv2.imwrite(str(folder / f"{name}_seg.png"), dot(43 + i) * np.uint8(255))
+    return folder
+
+
+def brighter(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The truth of `write_set`'s pictures."""
+    return image.mean(2) > 128
+
+
+class FakeRefiner:
+    """Finds the dots, and remembers in ``made`` what it was made with and in ``seen`` the pictures."""
+
+    made: ClassVar[list[dict[str, Any]]] = []
+    seen: ClassVar[list[np.ndarray]] = []
+
+    def __init__(self, **options: Any) -> None:
+        self.made.append(options)
+        self.weights_sha256, self.device, self.dtype = "c0ffee", "cpu", "torch.float32"
+
+    def refine(self, image: np.ndarray, mask: np.ndarray) -> SimpleNamespace:
+        if image.shape == (60, 80, 3):  # not what it warms up with
+            self.seen.append(image)
+        return SimpleNamespace(mask=brighter(image, mask), report=SimpleNamespace(peak_memory=5_000_000))
+
+
+@pytest.fixture
+def fake_refiner(monkeypatch: pytest.MonkeyPatch) -> type[FakeRefiner]:
+    """In the place of `refine.engine.Refiner`."""
+    monkeypatch.setattr(FakeRefiner, "made", [])
+    monkeypatch.setattr(FakeRefiner, "seen", [])
+    monkeypatch.setattr("refine.engine.Refiner", FakeRefiner)
+    return FakeRefiner

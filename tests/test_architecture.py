@@ -14,15 +14,16 @@ PACKAGE = ROOT / "refine"
 # From the ground up. A module may import what stands on a line above its own; a package is all of its modules.
 LAYERS = (
     ("errors",),
-    ("config", "values", "memory"),
+    ("config", "ranges", "values", "memory", "versions"),
     ("io", "coords", "tiles", "planes", "slides", "blocks", "result", "metrics", "checkpoint", "pairs", "devices"),
+    ("download", "embedding"),
     ("models",),
     ("loading",),
     ("prepare", "frame", "regions", "guard", "plan", "guidance", "features", "decode"),
     ("methods",),
     ("engine",),
     ("refiners",),
-    ("evaluation",),
+    ("evaluation", "precompute"),
     ("training",),
     ("demo",),
     ("serving",),
@@ -113,7 +114,7 @@ def test_the_kernels_know_nothing_of_refine():
     [
         ("refine", {"torch", "numba", "cv2"}),
         ("refine.cli", {"torch", "numba", "cv2"}),
-        ("refine.methods, refine.refiners", {"torch", "skimage"}),
+        ("refine.methods, refine.refiners, refine.precompute", {"torch", "skimage"}),
     ],
 )
 def test_what_is_slow_to_import_comes_with_what_needs_it(imported, absent):

@@ -175,7 +175,8 @@ def test_published_state_has_the_networks_names(state):
     extra = {"feats.layer4.0.conv1.weight": torch.zeros(1)}
     assert same(checkpoint.published_state({f"module.{k}": v for k, v in (state | extra).items()}), state)
     wanted = [key for key in state if not key.endswith("num_batches_tracked")]
-    assert list(checkpoint.published_state(state, wanted)) == wanted
+    assert list(checkpoint.published_state(state | extra, wanted)) == wanted
+    assert same(checkpoint.published_state(state | extra, [*wanted, *extra]), {k: state[k] for k in wanted} | extra)
 
 
 def test_a_partial_checkpoint_is_refused_by_name(state, shapes):

@@ -679,21 +679,89 @@ def test_an_interrupt_anywhere_is_exit_code_130_and_one_line(
     assert (outcome.code, outcome.err) == (130, "interrupted\n")
 
 
-def test_evaluate_passes_its_options_on(run: Run, fake: Fake) -> None:
+@pytest.fixture
+def evaluated(fake: Fake) -> dict[str, Any]:
+    """What `evaluate` was called with."""
     seen: dict[str, Any] = {}
-    fake("refine.evaluation", evaluate_command=lambda data, **options: seen.update(data=data, **options))
-    words = "evaluate a b --limit 2 --tile 64 --coarse-decode full -o out --device cpu"
+
+    def evaluate_command(data: list[Path], choices: list[Any], **options: Any) -> Any:
+        seen.update(data=data, choices=choices, **options)
+        return types.SimpleNamespace(failures=seen.get("failures", []))
+
+    fake("refine.evaluation", evaluate_command=evaluate_command)
+    return seen
+
+
+def test_evaluate_passes_its_options_on(run: Run, evaluated: dict[str, Any]) -> None:
+    words = (
+        "evaluate a b --limit 2 --tile 64 --coarse-decode full -o out --device cpu --coarse c --masks d --model crm-s"
+    )
     assert run(*words.split()).code == 0
-    assert seen == {
+    assert evaluated == {
         "data": [Path("a"), Path("b")],
-        "model": "crm-s",
-        "weights": None,
-        "device": "cpu",
-        "dtype": "auto",
+        "choices": [{"model": "crm-s", "device": "cpu", "tile": 64, "coarse_decode": "full"}],
+        "coarse": [Path("c")],
+        "masks": [Path("d")],
+        "table": None,
         "limit": 2,
         "out": Path("out"),
-        "options": {"tile": 64, "coarse_decode": "full"},
     }
+
+
+@pytest.mark.parametrize(
+    ("words", "choices"),
+    [
+        ("", [{"model": "crm-s"}]),
+        ("--masks m", []),
+        ("--dtype float32 --dtype bfloat16", [{"dtype": "float32"}, {"dtype": "bfloat16"}]),
+        (
+            "--model crm-s,crm-r50 --decode dense,bbox",
+            [
+                {"model": "crm-s", "decode": "dense"},
+                {"model": "crm-s", "decode": "bbox"},
+                {"model": "crm-r50", "decode": "dense"},
+                {"model": "crm-r50", "decode": "bbox"},
+            ],
+        ),
+        (
+            "--decode dense,strided,contour --stride 2 --band 9",
+            [
+                {"decode": "dense"},
+                {"decode": "strided", "stride": 2, "band": 9},
+                {"decode": "contour", "band": 9},
+            ],
+        ),
+        (
+            "--model crm-s,guided-filter --decode dense,bbox --set radius=0.02",
+            [{"decode": "dense"}, {"decode": "bbox"}, {"model": "guided-filter", "radius": 0.02}],
+        ),
+        ("--model grabcut --set rounds=3", [{"model": "grabcut", "rounds": 3}]),
+        ("--table thesis-4.1", [{"model": "crm-r50", "dtype": "float32"}]),
+        ("--table thesis-4.1 --model crm-s --dtype auto", [{"dtype": "auto"}]),
+    ],
+)
+def test_evaluate_measures_every_combination(run: Run, evaluated: dict[str, Any], words: str, choices: list) -> None:
+    assert run("evaluate", "data", *words.split()).code == 0
+    assert evaluated["choices"] == [{"model": "crm-s"} | choice for choice in choices]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--decode dense,bbox --stride 4", "--stride means nothing with --decode dense"),
+        ("--model crm-s,crm-r50 --weights w.pth", "belong to one network, and here are crm-s, crm-r50"),
+        ("--table thesis-4.2 --decode dense", "leave out --decode"),
+        ("--table thesis-4.2 --model crm-s,crm-r50", "leave out --decode"),
+    ],
+)
+def test_evaluate_refuses_what_does_not_go_together(run: Run, evaluated: dict, words: str, told: str) -> None:
+    assert_refused(run("evaluate", "data", *words.split()), 2, told)
+    assert not evaluated
+
+
+def test_a_picture_that_failed_shows_in_evaluates_exit_code(run: Run, evaluated: dict[str, Any]) -> None:
+    evaluated["failures"] = ["a"]
+    assert run("evaluate", "data").code == 1
 
 
 # With the real refiner and the weights that ship

@@ -238,3 +238,16 @@ def test_help_lists_the_options(cli):
     shown = cli("--help").out
     for option in ("--data DIR", "--recipe NAME|FILE", "--set FIELD=VALUE", "--validate-every WHEN", "--tensorboard"):
         assert re.search(rf"^ +{re.escape(option)}", shown, re.MULTILINE), option
+
+
+def test_a_guided_model_is_trained_from_an_unguided_one_and_validated(cli, monkeypatch):
+    monkeypatch.setenv("REFINE_CACHE", str(Path("cache").absolute()))
+    pairs(Path("held"), range(5, 6), held_out=True)
+    start = str(checkpoint.find("crm-s"))
+    words = ("--data", "data", "-o", "run", *SMALL, "--model", "crm-s+v2.1", "--initial", start, "--validate", "held")
+    done = cli(*words, "--set", 'proposals="slic:segments=20,levels=1"')
+    assert done.code == 0, done.err
+    assert checkpoint.load(Path("run/weights.safetensors")).spec["guidance"] == "sam-sr-v2.1"
+    assert "validated at step 2" in done.err
+    assert len(list(Path("cache/proposals").iterdir())) == 3  # of two pictures trained on and one held out
+    assert_refused(cli(*words), 2, "guide models such as crm-s+v2.1, which need some")

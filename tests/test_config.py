@@ -55,10 +55,33 @@ def test_what_is_left_open_is_the_models_or_the_networks_choice(field):
 
 @pytest.mark.parametrize(
     ("size", "scales"),
-    [((480, 854), (0.5, 1.0)), ((598, 100), (1.0,)), ((600, 10), (0.5, 1.0)), ((2328, 3492), (0.125, 0.25, 0.5, 1.0))],
+    [
+        ((480, 800), (0.75, 1.5)),
+        ((321, 481), (0.75, 1.5)),
+        ((300, 479), (1.0,)),
+        ((1200, 10), (0.5, 1.0)),
+        ((1438, 100), (0.5, 1.0)),
+        ((2328, 3492), (0.125, 0.25, 0.5, 1.0)),
+    ],
 )
 def test_scales_too_small_to_show_an_object_are_left_out(size, scales):
     assert PRESETS["crm-s"].cascade.at(*size) == scales
+
+
+@pytest.mark.parametrize(
+    ("size", "scales"),
+    [
+        ((480, 800), (0.75, 1.5)),
+        ((533, 200), (1.0,)),  # enlarged, its half would be below 400 px
+        ((534, 200), (0.75, 1.5)),
+        ((1000, 10), (0.6, 1.2)),
+        ((1200, 1), (0.5, 1.0)),
+        ((9, 1201), (0.5, 1.0)),
+    ],
+)
+def test_small_pictures_are_enlarged_to_a_length_or_by_a_factor(size, scales):
+    cascade = Cascade(scales=(0.25, 0.5, 1.0), smallest=400, least=1200, enlarged=1.5)
+    assert cascade.at(*size) == pytest.approx(scales)
 
 
 def test_the_published_cascade_always_runs_all_its_scales():

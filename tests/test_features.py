@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from refine.features import latent_at, whole_latent
+from refine.config import EMBEDDED
+from refine.embedding import SHAPE, Embedding
+from refine.features import latent_at, whole_latent, with_deep
 from refine.frame import Frame, View
 from refine.models import PRESETS, build
 from refine.planes import Held
@@ -36,17 +38,23 @@ def viewed(model, original: tuple[int, int], scale: float, grid: tuple[int, int]
     """A view of random noise at ``scale``, with queries at all pixels or as many as ``grid``."""
     name, network = model
     rng = np.random.default_rng(0)
-    image, mask = rng.integers(0, 256, (*original, 3), np.uint8), rng.random(original, np.float32)
-    frame = Frame(Held(image), Held(mask), PRESETS[name].cascade, CPU)
+    spec = PRESETS[name]
+    channels = int(spec.arguments["in_channels"]) - 1
+    image, mask = rng.integers(0, 256, (*original, channels), np.uint8), rng.random(original, np.float32)
+    deep = spec.guidance in EMBEDDED
+    embedding = Embedding(rng.standard_normal(SHAPE, np.float32), original) if deep else None
+    frame = Frame(Held(image), Held(mask), spec.cascade, CPU, embedding=embedding)
     size = frame.scaled(scale)
     rows, columns = (network.axis_at(*n) for n in zip(frame.size, size, grid or frame.size, strict=True))
-    return View.of(frame, size, frame.mask, rows, columns)
+    view = View.of(frame, size, frame.mask, rows, columns)
+    return with_deep(network, view, dtype=network.to_latent.weight.dtype) if deep else view
 
 
 def plainly(network, view: View) -> torch.Tensor:
     """The latent (1, C, h, w) of the whole at once."""
     (height, width), sizes = view.size, network.tap_sizes(*view.size)
-    taps = network.encode(view.input(Window(0, height, 0, width)))
+    everything = Window(0, height, 0, width)
+    taps = network.encode(view.input(everything), view.deep_in(everything, torch.float32))
     return network.fuse(taps, sizes=sizes, origin=(0, 0), window=Window(0, sizes[0][0], 0, sizes[0][1]))
 
 

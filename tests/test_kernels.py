@@ -352,11 +352,14 @@ class TestMaskAndDoubt:
 class TestNetworkInput:
     SCALE, SHIFT = np.array([0.01, 0.02, 0.017], np.float32), np.array([-2.1, -2.0, -1.8], np.float32)
 
+    @pytest.mark.parametrize("guides", [0, 1, 3])
     @pytest.mark.parametrize("dtype", [np.float32, np.uint16])
     @pytest.mark.parametrize("size", [*EDGES, (40, 33)])
-    def test_equals_its_plain_twin_to_the_bit(self, dtype, size):
-        given = picture(size, np.uint8), picture(size, np.float32), self.SCALE, self.SHIFT
-        found, expected = np.empty((*size, 4), dtype), np.empty((*size, 4), dtype)
+    def test_equals_its_plain_twin_to_the_bit(self, dtype, size, guides):
+        image = np.concatenate((picture(size, np.uint8), picture(size, np.uint8)[::-1, :, :guides]), 2)
+        scale, shift = np.resize(self.SCALE, 3 + guides), np.resize(self.SHIFT, 3 + guides)
+        given = image, picture(size, np.float32), scale, shift
+        found, expected = np.empty((*size, 4 + guides), dtype), np.empty((*size, 4 + guides), dtype)
         network_input(*given, found)
         reference.network_input(*given, expected)
         np.testing.assert_array_equal(found, expected)

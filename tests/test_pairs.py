@@ -6,7 +6,15 @@ import pytest
 
 from refine.errors import FileError, OptionError
 from refine.io import write_image, write_mask, write_probability
-from refine.pairs import MASK_WRITTEN, OVERLAY_WRITTEN, PROBABILITY_WRITTEN, Found, find_pairs, with_outputs
+from refine.pairs import (
+    MASK_WRITTEN,
+    OVERLAY_WRITTEN,
+    PROBABILITY_WRITTEN,
+    Found,
+    find_images,
+    find_pairs,
+    with_outputs,
+)
 
 SUFFIXES = {".jpg", ".png"}
 
@@ -252,3 +260,29 @@ def test_an_image_and_a_mask_that_are_named_like_outputs_stay_a_pair() -> None:
     assert [name for *_, name in seen(find("i", "m"))] == ["cat", "cat_mask"]
     with pytest.raises(OptionError, match="would replace an input"):
         outputs(find("i", "m"), "m")
+
+
+def images(folder: str) -> list[str]:
+    return [path.as_posix() for path in find_images(Path(folder), SUFFIXES)]
+
+
+def test_images_of_a_folder_are_all_of_it_and_of_its_sub_folders() -> None:
+    touch("in/b.png", "in/a/c.jpg", "in/a/c.png", "in/notes.txt", "in/.hidden.png", "in/.git/d.png")
+    assert images("in") == ["in/a/c.jpg", "in/a/c.png", "in/b.png"]
+
+
+def test_images_of_bigs_names_leave_the_others_out() -> None:
+    touch("in/a_im.jpg", "in/a_seg.png", "in/a_gt.png", "in/sub/b_im.png", "in/c.png", "in/_im.png")
+    assert images("in") == ["in/a_im.jpg", "in/sub/b_im.png"]
+
+
+def test_outputs_of_an_earlier_run_are_no_images() -> None:
+    touch("in/a.jpg", "in/a_mask.png", "in/b_mask.png")
+    assert images("in") == ["in/a.jpg", "in/b_mask.png"]
+
+
+@pytest.mark.parametrize(("folder", "message"), [("none", "no such folder"), ("empty", "has no pictures")])
+def test_a_folder_without_images_is_told(folder: str, message: str) -> None:
+    Path("empty").mkdir()
+    with pytest.raises(FileError, match=f"{folder}: {message}"):
+        find_images(Path(folder), SUFFIXES)

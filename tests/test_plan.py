@@ -138,6 +138,7 @@ def test_the_real_peak_stays_under_the_cap(decode):
 
 def test_the_refiner_plans_with_its_cascade():
     refiner = refine.Refiner(device="cpu", dtype="float32")
-    found = refiner.plan((1000, 600))
-    assert found.size == (1000, 600)
-    assert found.scales == ((500, 300), (1000, 600))
+    found = refiner.plan((1500, 600))
+    assert found.size == (1500, 600)
+    assert found.scales == ((375, 150), (750, 300), (1500, 600))
+    assert refiner.plan((1000, 600)).scales == ((600, 360), (1200, 720))  # seen enlarged

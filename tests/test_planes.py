@@ -7,7 +7,20 @@ from torch.nn import functional as F
 
 from refine import planes
 from refine.coords import LerpAxis, corner_aligned
-from refine.planes import Constant, Held, Interpolated, Memory, Plane, Reduced, Reflected, bands, kept, reaches
+from refine.planes import (
+    Beside,
+    Constant,
+    Held,
+    Interpolated,
+    Memory,
+    Plane,
+    Reduced,
+    Reflected,
+    Repeated,
+    bands,
+    kept,
+    reaches,
+)
 from refine.tiles import Window, cover
 
 RANDOM = np.random.default_rng(0)
@@ -57,8 +70,24 @@ PLANES: dict[str, Plane] = {
     "reflected, then reduced": Reduced(Reflected(picture(31, 46), 9), (12, 30)),
     "reflected, then corners kept": corners(Reflected(mask(31, 46), 9), (25, 33)),
     "reduced, then enlarged": centres(Reduced(mask(61, 93), (23, 40)), (61, 93)),
+    "repeated": Repeated(picture(13, 20), (31, 46)),
+    "repeated less": Repeated(picture(61, 93), (31, 46)),
+    "beside each other": Beside((picture(31, 46), Repeated(picture(13, 20), (31, 46)))),
+    "beside each other, reduced": Reduced(Beside((picture(31, 46), Repeated(picture(13, 20), (31, 46)))), (12, 30)),
     "enlarged, then reduced": Reduced(corners(mask(13, 20), (50, 66)), (17, 66)),
 }
+
+
+@pytest.mark.parametrize(("size", "expected"), [((1, 3), [0, 1, 2]), ((1, 7), [0, 0, 1, 1, 1, 2, 2]), ((1, 2), [0, 2])])
+def test_a_repeated_sample_is_that_of_the_pixel_its_centre_lies_in(size, expected):
+    assert whole(Repeated(Held(np.array([[0, 1, 2]])), size)).tolist() == [expected]
+
+
+def test_channels_of_planes_beside_each_other_follow_each_other():
+    one, other = picture(4, 5), picture(4, 5)
+    together = whole(Beside((one, other)))
+    np.testing.assert_array_equal(together[..., :3], whole(one))
+    np.testing.assert_array_equal(together[..., 3:], whole(other))
 
 
 @pytest.mark.parametrize("name", PLANES)

@@ -409,10 +409,21 @@ def test_workers_start_also_where_opencv_has_used_its_threads(folder, tmp_path):
         cv2.setNumThreads(threads)
 
 
+@pytest.fixture
+def one_thread():
+    """Sums are parted among threads, whose number other tests change."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_a_run_that_is_killed_at_any_moment_ends_as_one_that_was_not(folder, tmp_path):
     whole = train(recipe(folder, steps=6), tmp_path / "whole", workers=0, dtype="float32")
     code = (
-        "import sys; from pathlib import Path; from refine.training.loop import train\n"
+        "import sys; from pathlib import Path; import torch; from refine.training.loop import train\n"
+        "torch.set_num_threads(1)\n"
         "from refine.training.recipe import Recipe\n"
         "recipe = Recipe(data=(sys.argv[1],), steps=6, batch=2, crop=64, window=64)\n"
         "train(recipe, Path(sys.argv[2]), workers=1, save_seconds=0, dtype='float32')\n"

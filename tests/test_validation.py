@@ -64,7 +64,8 @@ def test_an_interval_is_due_at_its_steps_or_after_its_seconds():
 
 def test_the_gain_is_the_mean_over_the_sets_of_both_changes():
     def summary(**figures: float) -> Summary:
-        return Summary(set="a", pictures=1, worst_change=0, worst_name="", seconds=0, **figures)
+        own = {"own_iou_coarse": 0, "own_iou_refined": 0}
+        return Summary(set="a", pictures=1, worst_change=0, worst_name="", **own, **figures)
 
     sets = [
         summary(iou_coarse=90, iou_refined=91, mba_coarse=60, mba_refined=64),

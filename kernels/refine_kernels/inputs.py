@@ -17,14 +17,16 @@ def network_input(
     shift: NDArray[np.float32],
     out: NDArray[Any],
 ) -> None:
-    """Fills out (H, W, 4), float32 or uint16 that are the bits of bfloat16.
+    """Fills out (H, W, C + 1), float32 or uint16 that are the bits of bfloat16.
 
-    Its first three channels are picture * scale + shift, of picture (H, W, 3) and scale and shift (3,); the last one is
-    2 mask - 1, of mask (H, W). Rounded to the nearest, halves to even.
+    Its first C channels are picture * scale + shift, of picture (H, W, C) and scale and shift (C,): colours, and what
+    guides the network. The last one is 2 mask - 1, of mask (H, W). Rounded to the nearest, halves to even.
     """
-    assert out.shape == (*mask.shape, 4) == (*picture.shape[:2], 4), (out.shape, mask.shape, picture.shape)
+    channels = picture.shape[2]
+    assert out.shape == (*mask.shape, channels + 1), (out.shape, mask.shape, picture.shape)
+    assert picture.shape == (*mask.shape, len(scale)), (picture.shape, mask.shape, scale.shape)
     assert out.dtype in (np.float32, np.uint16), out.dtype
-    levels = np.arange(256, dtype=np.float32)[:, None] * scale + shift  # (256, 3): a pixel has no other colours
+    levels = np.arange(256, dtype=np.float32)[:, None] * scale + shift  # (256, C): a pixel has no other colours
     table = _bits(levels) if out.dtype == np.uint16 else levels
     arguments = np.ascontiguousarray(picture), np.ascontiguousarray(mask, np.float32), table
     share(_network_input_kernel, len(out), *arguments, out)
@@ -57,8 +59,11 @@ def _rounded_as(x: Any, like: Any) -> Any:
 def _network_input_kernel(first: Any, last: Any, picture: Any, mask: Any, table: Any, out: Any) -> None:
     for i in range(first, last):
         colours, values, row = picture[i], mask[i], out[i]
+        end = colours.shape[1]
         for x in range(values.size):
             row[x, 0] = table[colours[x, 0], 0]
             row[x, 1] = table[colours[x, 1], 1]
             row[x, 2] = table[colours[x, 2], 2]
-            row[x, 3] = _rounded(np.float32(2) * values[x] - np.float32(1), row[x, 3])
+            for c in range(3, end):
+                row[x, c] = table[colours[x, c], c]
+            row[x, end] = _rounded(np.float32(2) * values[x] - np.float32(1), row[x, end])

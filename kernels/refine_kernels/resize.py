@@ -33,7 +33,7 @@ def area_reduce(
 ) -> NDArray[_Sample]:
     """Samples of a picture reduced to ``size``, each the mean of the area it covers: dtype and channels as source.
 
-    source: (h, w) float32 or (h, w, 3) uint8, the part of a picture of ``whole`` = (H, W) px that begins at ``origin``
+    source: (h, w) float32 or (h, w, C) uint8, the part of a picture of ``whole`` = (H, W) px that begins at ``origin``
     = (y, x); it holds at least what :func:`covered` says. size: (n, m), at most (H, W). window: the samples wanted,
     (top, bottom, left, right) in the reduced picture. Sample i of n is the mean over [i H / n, (i + 1) H / n), where a
     pixel counts by the part of it inside; uint8 is rounded half up.

@@ -1,13 +1,17 @@
-"""What the methods share: options that are checked once, and what a method gives back."""
+"""What the methods share: options, what a method runs with and what it gives."""
 
-from dataclasses import dataclass, field, fields, replace
-from numbers import Integral, Real
-from typing import Any, NamedTuple, Self
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from refine.errors import OptionError
+from refine.memory import peak_resident_set
+from refine.ranges import Ranged
+from refine.ranges import switch as switch  # the methods have these from here
+from refine.ranges import within as within
 
 
 class Outcome(NamedTuple):
@@ -19,37 +23,25 @@ class Outcome(NamedTuple):
     """What the caller should know: a picture that was reduced, a mask that stayed as it was."""
 
 
-def within(default: float, least: float, most: float) -> Any:
-    """A field that is a number from ``least`` to ``most``; a whole one where the default is."""
-    return field(default=default, metadata={"ends": (least, most)})
+def _of_the_process() -> AbstractContextManager[Callable[[], int]]:
+    return nullcontext(peak_resident_set)
+
+
+class Loaded(NamedTuple):
+    """What a method runs with: the network that it asks, if it does, and what a report says of that."""
+
+    network: Callable[..., Any] | None = None
+    weights: str = "none"
+    """SHA-256 of the file."""
+    device: str = "cpu"
+    dtype: str = "float32"
+    peak_memory: Callable[[], AbstractContextManager[Callable[[], int]]] = _of_the_process
+    """As `refine.devices.peak_memory` of the device."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class MethodOptions:
-    """Options of every method.
-
-    Raises `OptionError` for values that cannot be, naming those that can.
-    """
+class MethodOptions(Ranged):
+    """Options of every method."""
 
     allow_large: bool = False
     """Read pictures beyond 250 megapixels."""
-
-    def __post_init__(self) -> None:
-        for option in fields(self):
-            name, value = option.name, getattr(self, option.name)
-            if "ends" not in option.metadata:
-                if not isinstance(value, bool):
-                    raise OptionError(f"{name}={value!r} is not possible; give True or False")
-                continue
-            least, most = option.metadata["ends"]
-            kind, noun = (Integral, "whole number") if isinstance(option.default, int) else (Real, "number")
-            if not isinstance(value, kind) or isinstance(value, bool) or not least <= value <= most:
-                raise OptionError(f"{name}={value!r} is not possible; give a {noun} from {least:g} to {most:g}")
-
-    def but(self, method: str, **changes: object) -> Self:
-        """These options with some changed; unknown names are an `OptionError` that lists the known ones."""
-        known = [option.name for option in fields(self)]
-        unknown = [name for name in changes if name not in known]
-        if unknown:
-            raise OptionError(f"{method} has no option {', '.join(unknown)}; its options are {', '.join(known)}")
-        return replace(self, **changes)  # type: ignore[arg-type]

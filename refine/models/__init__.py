@@ -1,5 +1,6 @@
 """Networks and their presets: no input or output, no devices, no chunking."""
 
+from dataclasses import replace
 from typing import Any, Final, Protocol, Self
 
 import numpy as np
@@ -8,12 +9,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from refine.blocks import Blocks
-from refine.config import Cascade, Spec
+from refine.config import Cascade, Spec, guided_model
 from refine.coords import Axis
 from refine.errors import OptionError
 from refine.models.crm_r50 import CRMResNet50
 from refine.models.crm_s import CRMSmall
 from refine.models.kernels import PointKernel
+from refine.models.sam_sr import SamSR
 from refine.tiles import Window
 
 
@@ -41,8 +43,8 @@ class Network(Protocol):
     def tap_sizes(self, height: int, width: int) -> tuple[tuple[int, int], ...]:
         """(h, w) of each tap for an input of ``height`` x ``width`` px; the first is the latent's."""
 
-    def encode(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Taps of an input (B, channels, h, w)."""
+    def encode(self, x: Tensor, deep: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Taps of an input (B, channels, h, w); deep: what `DeepNetwork.deep` gave, at the input's cells."""
 
     def fuse(
         self, taps: tuple[Tensor, ...], *, sizes: tuple[tuple[int, int], ...], origin: tuple[int, int], window: Window
@@ -50,7 +52,13 @@ class Network(Protocol):
         """Latent of a window of cells of the whole picture, from taps that begin at its cell ``origin``."""
 
     def encode_area(
-        self, x: Tensor, needed: NDArray[np.bool_], *, sizes: tuple[tuple[int, int], ...], origin: tuple[int, int]
+        self,
+        x: Tensor,
+        needed: NDArray[np.bool_],
+        *,
+        sizes: tuple[tuple[int, int], ...],
+        origin: tuple[int, int],
+        deep: Tensor | None = None,
     ) -> Blocks:
         """The latent of an input (1, channels, h, w) in the ``needed`` squares of `refine.blocks.FINE` px alone.
 
@@ -79,15 +87,30 @@ class Network(Protocol):
         """As `torch.nn.Module.to`."""
 
 
-NETWORKS: Final[dict[str, type[nn.Module]]] = {"CRMResNet50": CRMResNet50, "CRMSmall": CRMSmall}
+class DeepNetwork(Network, Protocol):
+    """A network that also reads features of the whole picture."""
 
-PRESETS: Final[dict[str, Spec]] = {
+    deep_stride: int
+    """px of the network's input per cell of the deep map that `encode` takes."""
+
+    def deep(self, features: Tensor, mask: Tensor) -> Tensor:
+        """The deep map (B, C, n, m) of whole pictures.
+
+        features: (B, 256, n, m) of `refine.embedding`, without padding; mask: (B, 1, 4 n, 4 m) in [-1, 1].
+        """
+
+
+NETWORKS: Final[dict[str, type[nn.Module]]] = {"CRMResNet50": CRMResNet50, "CRMSmall": CRMSmall, "SamSR": SamSR}
+
+_UNGUIDED: Final[dict[str, Spec]] = {
     "crm-s": Spec(
         model="crm-s",
         network="CRMSmall",
         arguments={"in_channels": 4, "latent_channels": 32, "trunk": "mobilenetv2", "decoder": "interpolated"},
         cascade=Cascade(
-            smallest=300,  # below, an object is too small to be told from what is around it
+            smallest=360,  # below, an object is too small to be told from what is around it
+            least=1200,
+            enlarged=1.5,
             pad=0,
             mean=(0.0, 0.0, 0.0),
             std=(1.0, 1.0, 1.0),
@@ -100,6 +123,42 @@ PRESETS: Final[dict[str, Spec]] = {
     ),
     "crm-r50": Spec(model="crm-r50", network="CRMResNet50", arguments={"in_channels": 4}, cascade=Cascade()),
 }
+
+
+# Versions of SAM-SR that add channels to the network's input, before the mask: `refine.guidance`.
+_CHANNELS: Final = {"sam-sr-v2.1": 3, "sam-sr-v2.2": 1}
+
+# Versions with a deep branch, by how the mask comes into it.
+_MASKS: Final = {
+    "sam-sr-v3.1": "none",
+    "sam-sr-v3.2": "add",
+    "sam-sr-v3.3": "global",
+    "sam-sr-v3.4": "windowed",
+}
+
+PRESETS: Final[dict[str, Spec]] = (
+    _UNGUIDED
+    | {
+        (name := guided_model(base, version)): replace(
+            spec,
+            model=name,
+            arguments={**spec.arguments, "in_channels": 4 + channels},
+            guidance=version,
+        )
+        for base, spec in _UNGUIDED.items()
+        for version, channels in _CHANNELS.items()
+    }
+    | {
+        (name := guided_model("crm-s", version)): replace(
+            _UNGUIDED["crm-s"],
+            model=name,
+            network="SamSR",
+            arguments={"in_channels": 4, "latent_channels": 32, "deep_channels": 64, "mask": mask},
+            guidance=version,
+        )
+        for version, mask in _MASKS.items()
+    }
+)
 
 
 def preset(name: str) -> Spec:

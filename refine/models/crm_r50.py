@@ -79,7 +79,7 @@ class Bottleneck(nn.Module):
         return y.relu_()
 
 
-def _stage(channels: int, width: int, blocks: int, *, stride: int = 1, dilation: int = 1) -> nn.Sequential:
+def stage(channels: int, width: int, blocks: int, *, stride: int = 1, dilation: int = 1) -> nn.Sequential:
     """Bottlenecks; the first one carries the stride and is never dilated."""
     out = width * Bottleneck.expansion
     downsample = nn.Sequential(nn.Conv2d(channels, out, 1, stride=stride, bias=False), nn.BatchNorm2d(out))
@@ -87,7 +87,7 @@ def _stage(channels: int, width: int, blocks: int, *, stride: int = 1, dilation:
     return nn.Sequential(first, *(Bottleneck(out, width, dilation=dilation) for _ in range(blocks - 1)))
 
 
-class _Trunk(nn.Module):
+class Trunk(nn.Module):
     """ResNet-50 without its last stage; layer3 keeps stride 8."""
 
     def __init__(self, in_channels: int) -> None:
@@ -95,9 +95,9 @@ class _Trunk(nn.Module):
         self.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        self.layer1 = _stage(64, 64, 3)
-        self.layer2 = _stage(256, 128, 4, stride=2)
-        self.layer3 = _stage(512, 256, 6, dilation=2)
+        self.layer1 = stage(64, 64, 3)
+        self.layer2 = stage(256, 128, 4, stride=2)
+        self.layer3 = stage(512, 256, 6, dilation=2)
 
 
 class _Tap(nn.Module):
@@ -180,7 +180,7 @@ class CRMResNet50(nn.Module):
     def __init__(self, *, in_channels: int = 4) -> None:
         super().__init__()
         self.in_channels = in_channels
-        self.feats = _Trunk(in_channels)
+        self.feats = Trunk(in_channels)
         self.aspp_ = _Fusion()
         self.imnet = _MLP(256, self.latent_channels)
         for module in self.modules():
@@ -199,7 +199,7 @@ class CRMResNet50(nn.Module):
         features, rel, q, cell = first.weight.split((first.in_features - 6, 2, 2, 2), dim=1)
         return FirstLayer(features, rel, q, cell, first.bias)
 
-    def encode(self, x: Tensor) -> Taps:
+    def encode(self, x: Tensor, deep: None = None) -> Taps:
         """Taps (B, 64, /2), (B, 64, /4), (B, 128, /8) of network input `x` (B, in_channels, h, w); sides round up."""
         x = x.contiguous(memory_format=torch.channels_last)
         x = self.feats.bn1(self.feats.conv1(x)).relu_()  # (B, 64, /2)
@@ -212,7 +212,13 @@ class CRMResNet50(nn.Module):
         return t2, t4, self.aspp_.tap8(x)
 
     def encode_area(
-        self, x: Tensor, needed: NDArray[np.bool_], *, sizes: tuple[Pair, ...] | None = None, origin: Pair = (0, 0)
+        self,
+        x: Tensor,
+        needed: NDArray[np.bool_],
+        *,
+        sizes: tuple[Pair, ...] | None = None,
+        origin: Pair = (0, 0),
+        deep: None = None,
     ) -> Blocks:
         """The latent of one input (1, in_channels, h, w) where it is ``needed``; see `refine.blocks.Area`.
 
@@ -378,7 +384,7 @@ class CRMResNet50(nn.Module):
         return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def _blocks(trunk: _Trunk) -> Iterator[Bottleneck]:
+def _blocks(trunk: Trunk) -> Iterator[Bottleneck]:
     for stage in (trunk.layer1, trunk.layer2, trunk.layer3):
         yield from (block for block in stage if isinstance(block, Bottleneck))
 
@@ -398,7 +404,7 @@ def _enlarge(x: Tensor, source: Pair, target: Pair, rows: Pair, cols: Pair, orig
     return x
 
 
-def _halo(trunk: _Trunk, window: int) -> int:
+def _halo(trunk: Trunk, window: int) -> int:
     """Pixels around a latent cell that its value can depend on, as a multiple of `window`.
 
     Kernels are odd and padded evenly, so a cell is centred on its index times the stride, and each layer adds

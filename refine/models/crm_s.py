@@ -10,7 +10,7 @@ Encode once, query any pixel, as CRM (arXiv 2111.14482) and LIIF (arXiv 2012.091
 """
 
 import copy
-from typing import Final
+from typing import ClassVar, Final, Self
 
 import numpy as np
 import torch
@@ -175,7 +175,7 @@ class EnsembleDecoder(InterpolatedDecoder):
         return logit
 
 
-def _continued(x: Tensor, size: tuple[int, ...]) -> Tensor:
+def continued(x: Tensor, size: tuple[int, ...]) -> Tensor:
     """The map (B, C, h, w), channels last, continued by its last pixels to ``size`` (h, w)."""
     below, right = size[0] - x.shape[2], size[1] - x.shape[3]
     if below or right:
@@ -196,99 +196,49 @@ DECODERS: Final[dict[str, type[InterpolatedDecoder]]] = {
 }
 
 
-class CRMSmall(nn.Module):
-    """The small implicit refiner.
-
-    Input channels are RGB in [0, 1] and the mask in [-1, 1], last. trunk, decoder: keys of `TRUNKS` and `DECODERS`;
-    the table in weights/README.md is why the defaults are what they are.
-
-    Raises `OptionError` for an unknown trunk or decoder.
-    """
+class SmallNetwork(nn.Module):
+    """What small networks share around their middle: the stem, the merges from /8 up to the latent, and the decoder."""
 
     stride: Final = 2
-    window: Final = 32
-    multiple: Final = 32
     guided: Final = True
-    tile: Final = 4096  # px of input that make about 2 GB of features in bfloat16
-    working: Final = 56.0  # values per px at the peak: 50 measured
-    # How far a latent cell sees. Every 3x3 convolution adds its input's stride, every enlargement its coarse cell, and
-    # the asymmetric padding of strided convolutions draws it all to the right and down: 362 px at most, as
-    # tests/test_crm_s.py measures; then a multiple of `window`.
-    halo: Final = 384
-
-    def __init__(
-        self,
-        *,
-        in_channels: int = 4,
-        latent_channels: int = 32,
-        trunk: str = "mobilenetv2",
-        decoder: str = "interpolated",
-    ) -> None:
-        super().__init__()
-        one_of("trunk", trunk, tuple(TRUNKS))
-        one_of("decoder", decoder, tuple(DECODERS))
-        self.in_channels = in_channels
-        self.latent_channels = latent_channels
-        self.neighbours = 4 if decoder == "ensemble" else 1  # evaluations of the MLP a query
-        self.stem2 = nn.Sequential(nn.PixelUnshuffle(2), ConvNorm(4 * in_channels, 32), ConvNorm(32, 32))
-        self.stem4 = nn.Sequential(ConvNorm(32, 64, stride=2), ConvNorm(64, 64))
-        self.trunk: Trunk | DenseTrunk = TRUNKS[trunk](in_channels)
-        w4, w8, w16, w32 = self.trunk.widths  # named by their stride in x
-        self.lateral32 = ConvNorm(w32, 96, 1)
-        self.merge16 = ConvNorm(96 + w16, 96)
-        self.merge8 = ConvNorm(96 + w8, 64)
-        self.merge4 = nn.Sequential(ConvNorm(64 + w4 + 64, 64), ConvNorm(64, 64), ConvNorm(64, 32, 1))
-        self.merge2 = nn.Sequential(ConvNorm(32 + 32, 32), ConvNorm(32, 32))
-        self.to_latent = nn.Conv2d(32, latent_channels, 1, bias=False)
-        self.decoder: InterpolatedDecoder = DECODERS[decoder](in_channels, latent_channels)
+    multiple: ClassVar[int]
+    in_channels: int
+    stem2: nn.Sequential
+    stem4: nn.Sequential
+    merge4: nn.Sequential
+    merge2: nn.Sequential
+    to_latent: nn.Conv2d
+    decoder: InterpolatedDecoder
 
     def tap_sizes(self, height: int, width: int) -> tuple[tuple[int, int], ...]:
         return ((-(-height // self.stride), -(-width // self.stride)),)
 
-    def encode(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Latent (B, latent_channels, h / 2, w / 2) of the input (B, in_channels, h, w), as the only tap.
+    def _stem(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 32, h/2, w/2) and (B, 64, h/4, w/4) of the input, continued to the continued size."""
+        s2 = self.stem2(continued(x, self._continued_size(x)))
+        return s2, self.stem4(s2)
 
-        Sides that are no multiple of `multiple` are continued by their last pixels.
-        """
-        rows, columns = self.tap_sizes(*x.shape[-2:])[0]
-        t4, t8, t16, t32 = self.trunk(self._halved(x))  # named by their stride in x
-        s2 = self.stem2(_continued(x, self._continued_size(x)))  # (B, 32, h/2, w/2)
-        s4 = self.stem4(s2)  # (B, 64, h/4, w/4)
-        y = self.merge16(torch.cat((upsample_twice(self.lateral32(t32)), t16), 1))  # (B, 96, h/16, w/16)
-        y = self.merge8(torch.cat((upsample_twice(y), t8), 1))  # (B, 64, h/8, w/8)
-        y = self.merge4(torch.cat((upsample_twice(y), t4, s4), 1))  # (B, 32, h/4, w/4)
+    def _merged(self, y8: Tensor, s2: Tensor, *at4: Tensor) -> Tensor:
+        """The latent (B, latent_channels, h/2, w/2) of a map at /8 and what is finer."""
+        y = self.merge4(torch.cat((upsample_twice(y8), *at4), 1))  # (B, 32, h/4, w/4)
         y = self.merge2(torch.cat((upsample_twice(y), s2), 1))  # (B, 32, h/2, w/2)
-        return (self.to_latent(y)[:, :, :rows, :columns],)
+        return self.to_latent(y)  # type: ignore[no-any-return]
 
-    def encode_area(
-        self,
-        x: Tensor,
-        needed: NDArray[np.bool_],
-        *,
-        sizes: tuple[tuple[int, int], ...] = (),
-        origin: tuple[int, int] = (0, 0),
-    ) -> Blocks:
-        """The latent of one input (1, in_channels, h, w) where it is ``needed``; see `refine.blocks.Area`.
-
-        The trunk, a seventh of the work, is computed on the rectangle that the needed cells depend on; all else in
-        blocks. The reaches follow from the layers behind: a 3x3 convolution adds its stride, an enlargement that of
-        its input; the stem at /2 is also read by strided convolutions. tests/test_encode_area.py compares both.
-        """
-        area = Area(needed, self._continued_size(x), x.device)
+    def _stem_area(self, area: Area, x: Tensor, reach: int) -> tuple[Blocks, Blocks]:
+        """`_stem` of one input, at /4 within ``reach`` px of the area and at /2 within 8 px more."""
         picture = Blocks.around(x, 1, (0, 0))
-        t4, t8, t16, t32 = self.trunk(self._halved(x))  # named by their stride in x
-        t4, t8, t16, y32 = (Blocks.whole(t, s) for t, s in ((t4, 4), (t8, 8), (t16, 16), (self.lateral32(t32), 32)))
-        y16 = area.compute(16, 48, lambda b: self.merge16.valid(b.enlarged(y32, t16)), side=4)
-        y8 = area.compute(8, 24, lambda b: self.merge8.valid(b.enlarged(y16, t8)), side=8)
-        pixels = area.compute(2, 28, lambda b: F.pixel_unshuffle(b.read(picture, repeat=True), 2))
+        pixels = area.compute(2, reach + 12, lambda b: F.pixel_unshuffle(b.read(picture, repeat=True), 2))
         first, second = conv_norms(self.stem2)
-        s2 = area.compute(2, 26, lambda b: first.valid(b.read(pixels, 1)))
-        s2 = area.compute(2, 24, lambda b: second.valid(b.read(s2, 1)))
+        s2 = area.compute(2, reach + 10, lambda b: first.valid(b.read(pixels, 1)))
+        s2 = area.compute(2, reach + 8, lambda b: second.valid(b.read(s2, 1)))
         first, second = conv_norms(self.stem4)
-        s4 = area.compute(4, 20, lambda b: first.valid(b.read(s2, 1, 0)))
-        s4 = area.compute(4, 16, lambda b: second.valid(b.read(s4, 1)))
+        s4 = area.compute(4, reach + 4, lambda b: first.valid(b.read(s2, 1, 0)))
+        return s2, area.compute(4, reach, lambda b: second.valid(b.read(s4, 1)))
+
+    def _merged_area(self, area: Area, y8: Blocks, s2: Blocks, *at4: Blocks) -> Blocks:
+        """`_merged` in an area; y8 has to be right within 24 px of it, the maps at /4 within 16."""
         first, second, third = conv_norms(self.merge4)
-        y4 = area.compute(4, 12, lambda b: first.valid(b.enlarged(y8, t4, s4)))
+        y4 = area.compute(4, 12, lambda b: first.valid(b.enlarged(y8, *at4)))
         y4 = area.compute(4, 8, lambda b: third.valid(second.valid(b.read(y4, 1))))
         first, last = conv_norms(self.merge2)
         y2 = area.compute(2, 2, lambda b: first.valid(b.enlarged(y4, s2)))
@@ -298,16 +248,6 @@ class CRMSmall(nn.Module):
         """The sides of x, up to multiples of `multiple`."""
         height, width = (-(-n // self.multiple) * self.multiple for n in x.shape[-2:])
         return height, width
-
-    def _halved(self, x: Tensor) -> Tensor:
-        """What the trunk sees of x: means of 2 x 2 pixels, continued by its last pixels to the continued size."""
-        whole = self._continued_size(x)
-        # Two pixels more than an even side, so that the last mean is of the last pixel alone.
-        x = _continued(x, tuple(min(n + n % 2 + 2, m) for n, m in zip(x.shape[-2:], whole, strict=True)))
-        # As a convolution, since on a CPU torch's pooling of a few channels takes eight times as long.
-        weight = torch.eye(self.in_channels, dtype=x.dtype, device=x.device)[..., None, None].expand(-1, -1, 2, 2) / 4
-        weight = weight.contiguous(memory_format=torch.channels_last)
-        return _continued(F.conv2d(x, weight, stride=2), tuple(m // 2 for m in whole))
 
     def fuse(
         self,
@@ -363,8 +303,98 @@ class CRMSmall(nn.Module):
         )
         return PointKernel("interpolated_decode", tuple(tables), weights, lambda guide: mask_logit(guide[:, -1]))
 
-    def folded(self) -> "CRMSmall":
+    def folded(self) -> Self:
         """A copy for inference whose normalisations are part of the convolutions before them. Fold before any cast."""
         network = copy.deepcopy(self).eval().requires_grad_(False)
         fold_norms(network)
         return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+class CRMSmall(SmallNetwork):
+    """The small implicit refiner.
+
+    Input channels are RGB in [0, 1] and the mask in [-1, 1], last. trunk, decoder: keys of `TRUNKS` and `DECODERS`;
+    the table in weights/README.md is why the defaults are what they are.
+
+    Raises `OptionError` for an unknown trunk or decoder.
+    """
+
+    window: Final = 32
+    multiple = 32
+    tile: Final = 4096  # px of input that make about 2 GB of features in bfloat16
+    working: Final = 56.0  # values per px at the peak: 50 measured
+    # How far a latent cell sees. Every 3x3 convolution adds its input's stride, every enlargement its coarse cell, and
+    # the asymmetric padding of strided convolutions draws it all to the right and down: 362 px at most, as
+    # tests/test_crm_s.py measures; then a multiple of `window`.
+    halo: Final = 384
+
+    def __init__(
+        self,
+        *,
+        in_channels: int = 4,
+        latent_channels: int = 32,
+        trunk: str = "mobilenetv2",
+        decoder: str = "interpolated",
+    ) -> None:
+        super().__init__()
+        one_of("trunk", trunk, tuple(TRUNKS))
+        one_of("decoder", decoder, tuple(DECODERS))
+        self.in_channels = in_channels
+        self.latent_channels = latent_channels
+        self.neighbours = 4 if decoder == "ensemble" else 1  # evaluations of the MLP a query
+        self.stem2 = nn.Sequential(nn.PixelUnshuffle(2), ConvNorm(4 * in_channels, 32), ConvNorm(32, 32))
+        self.stem4 = nn.Sequential(ConvNorm(32, 64, stride=2), ConvNorm(64, 64))
+        self.trunk: Trunk | DenseTrunk = TRUNKS[trunk](in_channels)
+        w4, w8, w16, w32 = self.trunk.widths  # named by their stride in x
+        self.lateral32 = ConvNorm(w32, 96, 1)
+        self.merge16 = ConvNorm(96 + w16, 96)
+        self.merge8 = ConvNorm(96 + w8, 64)
+        self.merge4 = nn.Sequential(ConvNorm(64 + w4 + 64, 64), ConvNorm(64, 64), ConvNorm(64, 32, 1))
+        self.merge2 = nn.Sequential(ConvNorm(32 + 32, 32), ConvNorm(32, 32))
+        self.to_latent = nn.Conv2d(32, latent_channels, 1, bias=False)
+        self.decoder: InterpolatedDecoder = DECODERS[decoder](in_channels, latent_channels)
+
+    def encode(self, x: Tensor, deep: None = None) -> tuple[Tensor, ...]:
+        """Latent (B, latent_channels, h / 2, w / 2) of the input (B, in_channels, h, w), as the only tap.
+
+        Sides that are no multiple of `multiple` are continued by their last pixels.
+        """
+        rows, columns = self.tap_sizes(*x.shape[-2:])[0]
+        t4, t8, t16, t32 = self.trunk(self._halved(x))  # named by their stride in x
+        s2, s4 = self._stem(x)
+        y = self.merge16(torch.cat((upsample_twice(self.lateral32(t32)), t16), 1))  # (B, 96, h/16, w/16)
+        y = self.merge8(torch.cat((upsample_twice(y), t8), 1))  # (B, 64, h/8, w/8)
+        return (self._merged(y, s2, t4, s4)[:, :, :rows, :columns],)
+
+    def encode_area(
+        self,
+        x: Tensor,
+        needed: NDArray[np.bool_],
+        *,
+        sizes: tuple[tuple[int, int], ...] = (),
+        origin: tuple[int, int] = (0, 0),
+        deep: None = None,
+    ) -> Blocks:
+        """The latent of one input (1, in_channels, h, w) where it is ``needed``; see `refine.blocks.Area`.
+
+        The trunk, a seventh of the work, is computed on the rectangle that the needed cells depend on; all else in
+        blocks. The reaches follow from the layers behind: a 3x3 convolution adds its stride, an enlargement that of
+        its input; the stem at /2 is also read by strided convolutions. tests/test_encode_area.py compares both.
+        """
+        area = Area(needed, self._continued_size(x), x.device)
+        t4, t8, t16, t32 = self.trunk(self._halved(x))  # named by their stride in x
+        t4, t8, t16, y32 = (Blocks.whole(t, s) for t, s in ((t4, 4), (t8, 8), (t16, 16), (self.lateral32(t32), 32)))
+        y16 = area.compute(16, 48, lambda b: self.merge16.valid(b.enlarged(y32, t16)), side=4)
+        y8 = area.compute(8, 24, lambda b: self.merge8.valid(b.enlarged(y16, t8)), side=8)
+        s2, s4 = self._stem_area(area, x, 16)
+        return self._merged_area(area, y8, s2, t4, s4)
+
+    def _halved(self, x: Tensor) -> Tensor:
+        """What the trunk sees of x: means of 2 x 2 pixels, continued by its last pixels to the continued size."""
+        whole = self._continued_size(x)
+        # Two pixels more than an even side, so that the last mean is of the last pixel alone.
+        x = continued(x, tuple(min(n + n % 2 + 2, m) for n, m in zip(x.shape[-2:], whole, strict=True)))
+        # As a convolution, since on a CPU torch's pooling of a few channels takes eight times as long.
+        weight = torch.eye(self.in_channels, dtype=x.dtype, device=x.device)[..., None, None].expand(-1, -1, 2, 2) / 4
+        weight = weight.contiguous(memory_format=torch.channels_last)
+        return continued(F.conv2d(x, weight, stride=2), tuple(m // 2 for m in whole))

@@ -1,11 +1,8 @@
 """The model card: what weights were trained on, how, and what they reach, for who gets them without the run."""
 
 import json
-import platform
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -112,34 +109,6 @@ def source(folder: Path, pairs: int) -> Source:
         path.read_text(encoding="utf-8", errors="replace") for name in _TERMS if (path := folder / name).is_file()
     ]
     return Source(folder.name or str(folder), pairs, "\n\n".join(stated))
-
-
-def versions() -> dict[str, str]:
-    """Of what computes."""
-    found = {"python": platform.python_version()}
-    for name in ("refine-masks", "torch", "numpy", "opencv-python"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
-def commit(root: Path = Path(__file__).parents[2]) -> str:
-    """Of the checkout at ``root``, marked where files differ from it; empty where there is none, or no git."""
-    top = _git(root, "rev-parse", "--show-toplevel")
-    if top is None or Path(top) != root.resolve():  # inside another project's checkout
-        return ""
-    head = _git(root, "rev-parse", "HEAD") or ""
-    return f"{head} and uncommitted changes" if head and _git(root, "status", "--porcelain", "-uno") else head
-
-
-def _git(root: Path, *words: str) -> str | None:
-    try:
-        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

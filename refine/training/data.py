@@ -15,21 +15,23 @@ from refine.training.augment import published_crop, published_jitter
 from refine.training.coarse import DEFAULT_MIX, cascade_like, network_like, random_coarse
 from refine.training.compose import pasted, some_parts
 from refine.training.folders import Pair, read_truth
+from refine.training.guides import Guide
 from refine.training.scenes import scene
 
 
 class Crops(Dataset[dict[str, Tensor]]):
     """Item i is drawn by a generator seeded with (seed, i), whatever came before: a run can be resumed anywhere.
 
-    An item: ``image`` (3, size, size) uint8; ``truth``, ``coarse`` and ``fine`` (1, size, size) float32 in [0, 1]. The
-    coarse mask is one of the crop, the fine one such as the cascade hands to its last scales.
+    An item: ``image`` (3 + k, size, size) uint8, colours and what guides the network; ``truth``, ``coarse`` and
+    ``fine`` (1, size, size) float32 in [0, 1]. The coarse mask is one of the crop, the fine one such as the cascade
+    hands to its last scales.
 
     groups: pairs of each data set; shares: how often a group is drawn, relative to the others; scenes: the probability
     of a generated scene instead; coarse: shares of the kinds of coarse masks; augment: "broad", of any scale and mostly
     about the contour, or "published" (see `refine.training.augment`); composed: how often a picture is laid over
     another, and how often some parts of a truth are taken for all of it (see `refine.training.compose`); a third as
-    often object and ground change places; cache: bytes of pictures and truths that each process keeps, those used last;
-    the items do not depend on it.
+    often object and ground change places; guide: makes the k channels of guidance, if any; cache: bytes of pictures and
+    truths that each process keeps, those used last; the items do not depend on it.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Crops(Dataset[dict[str, Tensor]]):
         coarse: Mapping[str, float] = DEFAULT_MIX,
         augment: str = "broad",
         composed: float = 0.0,
+        guide: Guide | None = None,
         cache: int = 2 * 10**9,
     ) -> None:
         self.groups = groups
@@ -52,6 +55,7 @@ class Crops(Dataset[dict[str, Tensor]]):
         self.coarse = coarse
         self.published = augment == "published"
         self.composed = composed
+        self.guide = guide
         self.seed = seed
         self.cache = cache
         self._kept: dict[Path, NDArray[np.uint8]] = {}  # the last used comes last
@@ -69,7 +73,8 @@ class Crops(Dataset[dict[str, Tensor]]):
                 truth = some_parts(truth, rng)
             if rng.random() < self.composed / 3:
                 truth = ~truth
-        image = published_jitter(image, rng) if self.published else _jittered(image, rng)
+        jittered = published_jitter if self.published else _jittered
+        image = np.concatenate((jittered(np.ascontiguousarray(image[..., :3]), rng), image[..., 3:]), 2)
         coarse = random_coarse(truth, rng, self.coarse)
         if self.composed and rng.random() < 0.5:
             fine = cascade_like(truth, rng)
@@ -86,13 +91,18 @@ class Crops(Dataset[dict[str, Tensor]]):
         """A crop of a picture or a generated scene, with its truth, mirrored by turns."""
         if rng.random() < self.scenes:
             image, truth = scene(rng, self.size, self.size)
+            if self.guide is not None:
+                everything = np.arange(self.size)
+                image = np.concatenate((image, self.guide(image, truth, (everything, everything), rng, None)), 2)
         else:
             group = self.groups[int(rng.choice(len(self.groups), p=self.shares))]
             pair = group[int(rng.integers(len(group)))]
             whole = self._image(pair.image)
             soft = self._truth(pair, whole.shape[:2])
             image, truth = (
-                published_crop(whole, soft, self.size, rng) if self.published else self._crop(whole, soft, rng)
+                published_crop(whole, soft, self.size, rng)
+                if self.published
+                else self._crop(whole, soft, rng, pair.image)
             )
         if rng.random() < 0.5:
             image, truth = image[:, ::-1], truth[:, ::-1]
@@ -116,13 +126,16 @@ class Crops(Dataset[dict[str, Tensor]]):
         return array
 
     def _crop(
-        self, image: NDArray[np.uint8], truth: NDArray[np.uint8], rng: np.random.Generator
+        self, image: NDArray[np.uint8], truth: NDArray[np.uint8], rng: np.random.Generator, name: Path
     ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """A window of random scale, mostly centred on the truth's contour; mirrored where it leaves the picture."""
+        """A window of random scale, mostly centred on the truth's contour; mirrored where it leaves the picture.
+
+        The picture's channels of guidance come behind its colours.
+        """
         height, width = truth.shape
         native = max(height, width)
-        largest = min(1.4 * native, 2800)
-        longest = float(np.exp(rng.uniform(np.log(min(240, largest)), np.log(largest))))
+        largest = min(2.0 * native, 2800)
+        longest = float(np.exp(rng.uniform(np.log(min(320, largest)), np.log(largest))))
         side = max(8, round(self.size * native / longest))  # px of the picture that the window spans
         y, x = int(rng.integers(height)), int(rng.integers(width))
         if rng.random() < 0.9:
@@ -144,7 +157,18 @@ class Crops(Dataset[dict[str, Tensor]]):
             if any(margins):
                 part = np.asarray(cv2.copyMakeBorder(part, *margins, cv2.BORDER_REFLECT), np.uint8)
             parts.append(np.asarray(cv2.resize(part, (self.size, self.size), interpolation=how), np.uint8))
-        return parts[0], parts[1] > 127
+        picture, cropped = parts[0], parts[1] > 127
+        if self.guide is not None:
+            centres = ((np.arange(self.size) + 0.5) * side / self.size).astype(int)
+            at = _mirrored(top + centres, height), _mirrored(left + centres, width)
+            picture = np.concatenate((picture, self.guide(image, truth > 127, at, rng, name)), 2)
+        return picture, cropped
+
+
+def _mirrored(at: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+    """Positions on an axis of ``length``, those beyond its ends mirrored at them."""
+    at = at % (2 * length)
+    return np.minimum(at, 2 * length - 1 - at)
 
 
 def _placed(centre: int, side: int, length: int) -> int:

@@ -29,14 +29,17 @@ from torch.utils.data import DataLoader, Sampler
 from refine.checkpoint import load
 from refine.devices import resolve_device
 from refine.errors import OptionError, RefineError
+from refine.guidance.sources import kept_source
 from refine.io import check_folder, write_atomic
-from refine.training.card import Card, Source, WeightsFile, commit, source, versions
+from refine.training.card import Card, Source, WeightsFile, source
 from refine.training.data import Crops
 from refine.training.folders import survey
+from refine.training.guides import Guides
 from refine.training.progress import EVERY, Log
 from refine.training.recipe import Recipe
 from refine.training.state import Run, arithmetic
 from refine.training.validation import Validation, record
+from refine.versions import commit, versions
 
 CHECKPOINT: Final = "checkpoint.pt"
 WEIGHTS: Final = "weights.safetensors"
@@ -89,6 +92,7 @@ def train(
         composed=recipe.composed,
         coarse=recipe.coarse,
         augment=recipe.augment,
+        guide=_guide(recipe, str(on)),
     )
     run = Run.begin(recipe, on, products)
     run.resume(out / CHECKPOINT)
@@ -122,6 +126,13 @@ def train(
             if run.step >= recipe.steps and validation is not None and not folder.is_validated():
                 folder.validate()
     return out / WEIGHTS
+
+
+def _guide(recipe: Recipe, device: str) -> Guides | None:
+    """What guides the crops of a recipe, from proposals that are kept on disk."""
+    if not recipe.proposals:
+        return None
+    return Guides(recipe.spec().guidance, kept_source(recipe.proposals, device=device))
 
 
 def _steps(
@@ -242,8 +253,13 @@ class _Folder:
         """Measure the stored weights and keep them where none were better on the same pictures."""
         assert self.validation is not None
         began = time.monotonic()
+        recipe = self.run.recipe
         summaries = self.validation.measure(
-            self.run.recipe.model, self.out / WEIGHTS, device=str(self.run.device), seen=self.interrupt.check
+            recipe.model,
+            self.out / WEIGHTS,
+            device=str(self.run.device),
+            seen=self.interrupt.check,
+            **({"proposals": recipe.proposals} if recipe.proposals else {}),
         )
         found = {"step": self.run.step, **self.validation.measured(), **record(summaries)}
         best = self.best()

@@ -1,7 +1,7 @@
 """What a network is asked on a batch of crops, and its losses: two steps of the cascade, or one as published."""
 
 from collections.abc import Callable
-from typing import cast
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from refine.training.recipe import Recipe
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Of logits and their truth, both (B, 1, h, w) float32: a scalar."""
+
+ALL: Final = slice(None)
 
 
 def losses(
@@ -28,30 +30,38 @@ def losses(
 ) -> dict[str, Tensor]:
     """Losses of a batch of `refine.training.data.Crops`, by the name of the pass; the network's products in ``dtype``.
 
-    Two passes: "coarse", the crop at half resolution with its coarse mask, decoded on the full grid; and "fine", a
-    window of the crop at full resolution, whose mask is by turns the first pass's output, the coarse mask and a better
-    one. One pass: "crop", the crop with its coarse mask, as published (CRM, arXiv 2111.14482).
+    Two passes: "coarse", the crop at half resolution with its coarse mask, asked for every other pixel in y and x from
+    a random one on; and "fine", a window of the crop at full resolution, whose mask is by turns the first pass's
+    output, the coarse mask and a better one. One pass: "crop", the crop with its coarse mask, as published (CRM, arXiv
+    2111.14482).
     """
     network = cast(Network, module)
-    mean, std = (torch.tensor(v, device=batch["image"].device).view(3, 1, 1) for v in (cascade.mean, cascade.std))
+    more = batch["image"].shape[1] - 3  # channels of guidance, which stay 0..1
+    statistics = ((*cascade.mean, *[0.0] * more), (*cascade.std, *[1.0] * more))
+    mean, std = (torch.tensor(v, device=batch["image"].device).view(-1, 1, 1) for v in statistics)
     image = (batch["image"].float() / 255 - mean) / std
     truth, size = batch["truth"], recipe.crop
     whole = torch.cat((image, 2 * batch["coarse"] - 1), 1)
     low = dtype != torch.float32
     with torch.autocast(image.device.type, dtype if low else torch.bfloat16, enabled=low):
         if recipe.passes == 1:
-            logits = {"crop": (_decoded(network, whole, whole), truth)}
+            latent = _encoded(network, whole)
+            logits = {"crop": (_decoded(network, latent, whole), truth)}
         else:
             half = _halved(whole, cascade.resize)
-            again = F.interpolate(half[:, 3:], size=(size, size), mode="bilinear", align_corners=False)
-            coarse_logit = _decoded(network, half, torch.cat((image, again), 1))
+            again = F.interpolate(half[:, -1:], size=(size, size), mode="bilinear", align_corners=False)
+            guide, latent = torch.cat((image, again), 1), _encoded(network, half)
+            top, left = (int(torch.randint(2, (), generator=choices)) for _ in range(2))
+            asked = (..., slice(top, None, 2), slice(left, None, 2))
+            logits = {"coarse": (_decoded(network, latent, guide, asked), truth[asked])}
             y, x = (8 * int(torch.randint((size - recipe.window) // 8 + 1, (), generator=choices)) for _ in range(2))
             part = (..., slice(y, y + recipe.window), slice(x, x + recipe.window))
+            with torch.no_grad():
+                own = _decoded(network, latent, guide, part).sigmoid()
             kind = torch.rand(len(image), 1, 1, 1, generator=choices).to(image.device)
-            own = coarse_logit.detach().sigmoid()
-            mask = torch.where(kind < 0.5, own, torch.where(kind < 0.7, batch["coarse"], batch["fine"]))[part]
-            full = torch.cat((image[part], 2 * mask - 1), 1)
-            logits = {"coarse": (coarse_logit, truth), "fine": (_decoded(network, full, full), truth[part])}
+            given = torch.where(kind < 0.7, batch["coarse"], batch["fine"])[part]
+            full = torch.cat((image[part], 2 * torch.where(kind < 0.5, own, given) - 1), 1)
+            logits["fine"] = (_decoded(network, _encoded(network, full), full), truth[part])
     return {name: loss(logit, wanted) for name, (logit, wanted) in logits.items()}
 
 
@@ -62,10 +72,14 @@ def _halved(x: Tensor, resize: str) -> Tensor:
     return F.interpolate(x, size=(x.shape[-2] // 2, x.shape[-1] // 2), mode="bilinear", align_corners=True)
 
 
-def _decoded(network: Network, x: Tensor, guide: Tensor) -> Tensor:
-    """Logits on the grid of ``guide`` from the network's input ``x``, both square crops."""
+def _encoded(network: Network, x: Tensor) -> Tensor:
+    """The latent of the network's input ``x``, whole crops."""
     sizes = network.tap_sizes(*x.shape[-2:])
-    window = Window(0, sizes[0][0], 0, sizes[0][1])
-    latent = network.fuse(network.encode(x), sizes=sizes, origin=(0, 0), window=window)
-    axis = network.axis(guide.shape[-1], x.shape[-1]).to(x.device)
-    return network.decode(latent, axis, axis, guide if network.guided else None)
+    return network.fuse(network.encode(x), sizes=sizes, origin=(0, 0), window=Window(0, sizes[0][0], 0, sizes[0][1]))
+
+
+def _decoded(network: Network, latent: Tensor, guide: Tensor, part: tuple[Any, ...] = (..., ALL, ALL)) -> Tensor:
+    """Logits of a ``part`` of the pixels of ``guide``, both square crops, from the latent of the crops."""
+    samples = latent.shape[-1] * network.stride
+    rows, columns = (network.axis(guide.shape[-1], samples)[along].to(guide.device) for along in part[1:])
+    return network.decode(latent, rows, columns, guide[part] if network.guided else None)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from refine.checkpoint import weights_dir
-from refine.config import Spec
+from refine.config import EMBEDDED, Spec, source_and_options
 from refine.errors import OptionError, one_of
 from refine.models import PRESETS, preset
 from refine.models.crm_s import DECODERS, TRUNKS
@@ -54,6 +54,7 @@ class Recipe:
     store: str = "float32"  # or "float16": matrices and kernels in the weights' file
     seed: int = 0
     initial: str = ""  # weights of the model to start from; empty: random ones
+    proposals: str = ""  # what finds those that guide a model such as crm-s+v2.1: see `refine.config.Options`
     pretrained: str = ""  # mobilenetv2.npz; crm-s alone has this field and the next two
     trunk: str = "mobilenetv2"  # or "dense"
     decoder: str = "interpolated"  # or "ensemble"
@@ -87,6 +88,18 @@ class Recipe:
             for name in ("pretrained", "trunk", "decoder"):
                 if getattr(self, name) != getattr(Recipe, name):
                     raise OptionError(f"{name}={getattr(self, name)!r} belongs to crm-s; {self.model} has none")
+        if self.proposals:
+            source_and_options(self.proposals)
+        if self.spec().guidance in EMBEDDED:
+            raise OptionError(
+                f"model={self.model!r} cannot be trained by a recipe: crops come without Segment Anything's features; "
+                "models guided by sam-sr-v2.1 and v2.2 can"
+            )
+        if bool(self.proposals) != bool(self.spec().guidance):
+            given = f"proposals={self.proposals!r} with {self.model}"
+            raise OptionError(f"{given} is not possible; they guide models such as crm-s+v2.1, which need some")
+        if self.proposals and self.augment == "published":
+            raise OptionError("augment='published' is for models without guidance; leave it out")
         smallest = self.crop if self.passes == 1 else min(self.crop // 2, self.window)
         if self.model == "crm-s" and self.batch == 1 and smallest == 32:
             raise OptionError(
@@ -133,6 +146,7 @@ _TEXTS: Final = {
     "store": STORES,
     "initial": None,
     "pretrained": None,
+    "proposals": None,
     "trunk": tuple(TRUNKS),
     "decoder": tuple(DECODERS),
 }

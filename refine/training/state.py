@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from refine import checkpoint
 from refine.checkpoint import save
 from refine.devices import resolve_dtype
 from refine.errors import OptionError, WeightsError
@@ -23,6 +24,7 @@ from refine.training.losses import Loss, parse_loss
 from refine.training.passes import losses
 from refine.training.pretrained import load_mobilenet_v2
 from refine.training.recipe import Recipe
+from refine.training.widen import widened
 
 
 @dataclass
@@ -171,12 +173,22 @@ def arithmetic(name: str, device: torch.device) -> torch.dtype:
 
 def _initial(recipe: Recipe) -> nn.Module:
     """The network that a run begins with."""
+    wanted = recipe.spec()
     if recipe.initial:
-        loaded, spec, _ = load_network(recipe.model, recipe.initial)
-        if spec.arguments != recipe.spec().arguments:
-            raise WeightsError(f"{recipe.initial} holds {spec.arguments}, the recipe wants {recipe.spec().arguments}")
-        return cast(nn.Module, loaded).train()
-    network = build(recipe.spec())
+        held, base = checkpoint.load(recipe.initial).spec, recipe.model.partition("+")[0]
+        model = recipe.model if held and held.get("model") == recipe.model else base
+        loaded, spec, _ = load_network(model, recipe.initial)
+        start, channels = cast(nn.Module, loaded), spec.arguments["in_channels"]
+        if spec.arguments | {"in_channels": wanted.arguments["in_channels"]} != wanted.arguments:
+            raise WeightsError(f"{recipe.initial} holds {spec.arguments}, the recipe wants {wanted.arguments}")
+        if model == recipe.model:
+            return start.train()
+        network = build(wanted)
+        shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+        more = int(wanted.arguments["in_channels"]) - int(channels)
+        network.load_state_dict(widened(start.state_dict(), shapes, more))
+        return network
+    network = build(wanted)
     if recipe.pretrained:
         load_mobilenet_v2(cast(Trunk, cast(CRMSmall, network).trunk), Path(recipe.pretrained))
     return network

@@ -73,10 +73,10 @@ class Validation:
             )
 
     def measure(
-        self, model: str, weights: Path, *, device: str, seen: Callable[[], None] = lambda: None
+        self, model: str, weights: Path, *, device: str, seen: Callable[[], None] = lambda: None, **options: Any
     ) -> list[Summary]:
-        """Figures of each set, by the Refiner's defaults; ``seen`` is called after every picture."""
-        refiner = Refiner(model, weights=weights, device=device)
+        """Figures of each set, by the Refiner's defaults and ``options``; ``seen`` is called after every picture."""
+        refiner = Refiner(model, weights=weights, device=device, **options)
 
         def refine(image: NDArray[Any], coarse: NDArray[Any]) -> NDArray[Any]:
             return refiner.refine(image, coarse).mask

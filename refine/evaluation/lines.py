@@ -1,0 +1,101 @@
+"""What an evaluation keeps: a line of JSON for each picture and variant, appended as it is done."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from refine.errors import FileError, OptionError
+from refine.evaluation.scores import Row
+
+ITEMS: Final = "items.jsonl"  # of an evaluation's folder
+
+Place = tuple[str, str, str]
+"""The key of a variant, a set and a picture."""
+
+
+@dataclass
+class Lines:
+    """The file of a folder, new or with the lines of earlier runs; the newest of a place counts.
+
+    key: what a picture's figures depend on besides its files. stamp: those files, so that changed ones are measured
+    again.
+    """
+
+    folder: Path
+    found: dict[Place, dict[str, Any]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        path = self.folder / ITEMS
+        text = path.read_bytes() if path.exists() else b""
+        whole = text.rfind(b"\n") + 1
+        if whole < len(text):  # a kill cut the last line off
+            with path.open("r+b") as file:
+                file.truncate(whole)
+        self.found = {(line["key"], line["set"], line["name"]): line for line in _parsed(path, text[:whole])}
+
+    def row(self, place: Place, stamp: str) -> Row | None:
+        """The figures of a place, if it was measured with these files."""
+        line = self.found.get(place)
+        return None if line is None or line["stamp"] != stamp or "error" in line else Row.from_dict(line)
+
+    def append(self, place: Place, variant: str, stamp: str, values: dict[str, Any]) -> None:
+        """Keeps a row's figures, or an error."""
+        key, set_, name = place
+        line = {"variant": variant, "key": key, "stamp": stamp, "set": set_, "name": name, **values}
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with (self.folder / ITEMS).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            where = self.folder / ITEMS
+            raise FileError(f"{where}: cannot be written ({error.strerror}); evaluate into another folder") from error
+        self.found[place] = line
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """The rows that an evaluation wrote into a folder, in their order; of several variants FOLDER/VARIANT's.
+
+    What failed, and a line that a kill cut off, is not among them. Where a variant was measured again with other
+    weights or files, the newest count.
+
+    Raises FileError for a folder without them or a damaged line, OptionError where a variant has to be named.
+    """
+    wanted = None
+    if not folder.is_dir() and (folder.parent / ITEMS).is_file():
+        folder, wanted = folder.parent, folder.name
+    path = folder / ITEMS
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise FileError(
+            f"no {ITEMS} to read in {str(folder)!r} ({error.strerror}); give a folder that refine-cli evaluate -o wrote"
+        ) from error
+    lines = [line for line in _parsed(path, text[: text.rfind(b"\n") + 1]) if "error" not in line]
+    if not lines:
+        raise FileError(f"{path}: holds no pictures; evaluate some")
+    newest = {line["variant"]: line["key"] for line in lines}
+    if wanted is None and len(newest) == 1:
+        (wanted,) = newest
+    if wanted not in newest:
+        given = f"{wanted!r} is none of its variants" if wanted else f"it holds {len(newest)} variants"
+        example = folder / next(iter(newest))
+        raise OptionError(f"{path}: {given}; give one, as in {str(example)!r}; there are {', '.join(newest)}")
+    kept = {(line["set"], line["name"]): line for line in lines if line["key"] == newest[wanted]}
+    return [Row.from_dict(line) for line in kept.values()]
+
+
+def _parsed(path: Path, text: bytes) -> list[dict[str, Any]]:
+    """Whole lines; those of before there were variants have an empty one."""
+    lines = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            values = {"variant": "", "key": "", "stamp": "", **json.loads(line)}
+            if "error" not in values:
+                Row.from_dict(values)
+            elif not all(isinstance(values[name], str) for name in ("set", "name", "error")):
+                raise ValueError("no error of a picture")
+        except (KeyError, TypeError, ValueError) as error:
+            raise FileError(f"{path}: line {number} is damaged ({error}); evaluate these pictures again") from error
+        lines.append(values)
+    return lines

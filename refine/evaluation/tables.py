@@ -1,0 +1,136 @@
+"""Tables, for a terminal, Markdown and HTML alike."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Final
+
+from refine.evaluation.published import COARSE, ORIGIN, PUBLISHED, printed, recognised
+from refine.evaluation.scores import Row, Summary, summarise
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells by lines, what stands above them, and a note on what they mean."""
+
+    header: Sequence[str]
+    lines: Sequence[Sequence[str]]
+    note: str = ""
+    title: str = ""
+
+    def markdown(self) -> str:
+        """With its columns aligned, for a terminal too; the title above, the note below."""
+        cells = [[cell.replace("|", "\\|") for cell in line] for line in (self.header, *self.lines)]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        cells.insert(1, ["-" * width for width in widths])
+        text = "\n".join(f"| {' | '.join(map(str.ljust, line, widths))} |" for line in cells)
+        return "\n\n".join(filter(None, (self.title, text, self.note)))
+
+    def html(self) -> str:
+        """A table that scrolls sideways where it is wide."""
+        header, *lines = (
+            "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in line)
+            for tag, line in (("th", self.header), *(("td", line) for line in self.lines))
+        )
+        rows = "\n".join(f"<tr>{line}</tr>" for line in lines)
+        title = f"<caption>{escape(self.title)}</caption>\n" if self.title else ""
+        note = f"\n<p>{escape(self.note)}</p>" if self.note else ""
+        head, body = f"<thead><tr>{header}</tr></thead>", f"<tbody>\n{rows}\n</tbody>"
+        return f'<div class="wide"><table>\n{title}{head}\n{body}</table></div>{note}'
+
+
+_LEGEND: Final = """\
+What refining broke: far %, pixels far from the coarse mask's contour that were right and are wrong, in % of the truth's
+area; fragments/holes, a picture, that neither the coarse mask nor the truth has; lost, objects the coarse mask had."""
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The sets' figures as a Markdown table, as `set_table` has them."""
+    return set_table(rows).markdown()
+
+
+def set_table(rows: Sequence[Row]) -> Table:
+    """A line a set: pooled IoU / mean mBA in %, harm, as the note says, mean seconds, highest peak of memory."""
+    lines = [
+        (
+            s.set,
+            str(s.pictures),
+            f"{s.iou_coarse:.2f}/{s.mba_coarse:.2f}",
+            f"{s.iou_refined:.2f}/{s.mba_refined:.2f}",
+            f"{s.iou_refined - s.iou_coarse:+.2f}/{s.mba_refined - s.mba_coarse:+.2f}",
+            f"{s.worst_change:+.2f} ({s.worst_name})",
+            figure(s.far, ".3f"),
+            f"{figure(s.fragments, '.1f')}/{figure(s.holes, '.1f')}",
+            figure(s.lost, "d"),
+            f"{s.own_iou_coarse:.2f} to {s.own_iou_refined:.2f}",
+            figure(s.seconds, ".2f"),
+            megabytes(s.peak_memory),
+        )
+        for s in summarise(rows)
+    ]
+    header = "set|pictures|coarse IoU/mBA|refined IoU/mBA|gain|worst picture's IoU|far %|fragments/holes|lost"
+    return Table([*header.split("|"), "mean of pictures' IoU", "seconds", "peak MB"], lines, _LEGEND)
+
+
+def quality_table(rows: Mapping[str, Sequence[Row]]) -> Table:
+    """In the thesis' form: a line a set, a column a variant, IoU/mBA, and last the mean gain over the sets.
+
+    Published figures follow for sets that are BIG's with a published source of coarse masks, told by what those score.
+    """
+    found = {label: {s.set: s for s in summarise(own)} for label, own in rows.items()}
+    any_variant: dict[str, Summary] = {}
+    for by_set in found.values():
+        any_variant = {**by_set, **any_variant}
+    sources = {name: source for name, s in any_variant.items() if (source := recognised(s)) is not None}
+    lines = []
+    for name, summary in any_variant.items():
+        line = [name, f"{summary.iou_coarse:.2f}/{summary.mba_coarse:.2f}"]
+        line += [
+            f"{by[name].iou_refined:.2f}/{by[name].mba_refined:.2f}" if name in by else "-" for by in found.values()
+        ]
+        if sources:
+            line += [printed(method, sources[name]) if name in sources else "-" for method in PUBLISHED]
+        lines.append(line)
+    last = ["Avg. Improve.", "0.00/0.00", *(average_gain(list(by_set.values())) for by_set in found.values())]
+    published = [f"{method} (published)" for method in PUBLISHED] if sources else []
+    return Table(
+        ["IoU/mBA", COARSE, *found, *published],
+        [*lines, last + ["-"] * len(published)],
+        ORIGIN if sources else "",
+    )
+
+
+def average_gain(summaries: Sequence[Summary]) -> str:
+    """IoU/mBA in points, the mean over sets; a dash without any."""
+    if not summaries:
+        return "-"
+    iou = sum(s.iou_refined - s.iou_coarse for s in summaries) / len(summaries)
+    mba = sum(s.mba_refined - s.mba_coarse for s in summaries) / len(summaries)
+    return f"{iou:.2f}/{mba:.2f}"
+
+
+def picture_table(rows: Sequence[Row]) -> Table:
+    """Every picture: its own IoU and mBA in % before and after, seconds and peak memory."""
+    lines = [
+        (
+            r.set,
+            r.name,
+            f"{100 * r.coarse.iou:.2f}/{100 * r.coarse.mba:.2f}",
+            f"{100 * r.refined.iou:.2f}/{100 * r.refined.mba:.2f}",
+            f"{100 * r.iou_change:+.2f}/{100 * (r.refined.mba - r.coarse.mba):+.2f}",
+            figure(r.seconds, ".2f"),
+            megabytes(r.peak_memory),
+        )
+        for r in rows
+    ]
+    return Table(["set", "picture", "coarse IoU/mBA", "refined IoU/mBA", "gain", "seconds", "peak MB"], lines)
+
+
+def figure(value: float | None, form: str) -> str:
+    """A number in its form, or a dash where it was not measured."""
+    return "-" if value is None else format(value, form)
+
+
+def megabytes(value: int | None) -> str:
+    """Of bytes, likewise."""
+    return figure(None if value is None else value / 1e6, ".0f")

@@ -1,0 +1,125 @@
+"""What a version of SAM-SR makes of a picture and its coarse mask, as the cascade reads them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from refine.config import Options
+from refine.coords import LerpAxis
+from refine.embedding import Embedding
+from refine.guidance import pictures
+from refine.guidance.cache import Encoder
+from refine.guidance.proposals import Proposals, ProposalSource
+from refine.guidance.sources import asked, embedded
+from refine.guidance.v1 import covered
+from refine.guidance.v2_1 import labels, painted
+from refine.guidance.v2_2 import merged, point_groups
+from refine.planes import Beside, Held, Interpolated, Plane, Repeated
+
+Picture = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
+class Guided:
+    """What is refined instead of a pair.
+
+    image: (H, W, 3) or with the channels of guidance behind the colours; mask: (H, W). record: what the report says.
+    skipped: why guidance was left out, or "". pictures: (h, w, 3) RGB of what guidance saw, by name, if they were
+    asked for. embedding: of the picture, for a deep branch.
+    """
+
+    image: Plane
+    mask: Plane
+    record: dict[str, Any]
+    skipped: str = ""
+    pictures: Mapping[str, Picture] = field(default_factory=dict)
+    embedding: Embedding | None = None
+
+
+def by_proposals(image: Picture, mask: NDArray[np.float32], proposals: Proposals, options: Options) -> Guided:
+    """SAM-SR v1 and v2.1 of a picture (H, W, 3) and its coarse mask (H, W) in [0, 1], by ``options.guidance``."""
+    size = mask.shape
+    record: dict[str, Any] = {"version": options.guidance, "source": proposals.source, "proposals": len(proposals)}
+    if options.guidance == "sam-sr-v2.1":
+        seen = painted(labels(proposals), np.random.default_rng(options.seed))
+        shown = {"painted": seen} if options.keep_guidance else {}
+        return Guided(_with_channels(image, seen), Held(mask), record, pictures=shown)
+    small = _reduced(mask, proposals.size) > 0.5
+    found = covered(
+        proposals, small, coverage=options.coverage, sparsity=options.sparsity, deformation=options.deformation
+    )
+    record |= {
+        "kept": int(found.kept.sum()),
+        "sparsity": round(found.sparsity, 4),
+        "deformation": round(found.deformation, 4),
+        "skipped": found.skipped,
+    }
+    shown = {}
+    if options.keep_guidance:
+        below = _reduced(image, proposals.size)
+        shown = {
+            "proposals": pictures.outlined(below, proposals),
+            "kept": pictures.tinted(below, proposals, found.kept),
+            "dropped": pictures.tinted(below, proposals, ~found.kept),
+            "mask": pictures.compared(below, small, found.mask),
+        }
+    plane = Held(mask) if found.skipped else _enlarged(found.mask.astype(np.float32), size)
+    return Guided(Held(image), plane, record, found.skipped, shown)
+
+
+def by_points(
+    image: Picture, mask: NDArray[np.float32], source: ProposalSource | Proposals, options: Options
+) -> Guided:
+    """SAM-SR v2.2 of a picture (H, W, 3) and its coarse mask (H, W) in [0, 1]; sources as `asked` takes them."""
+    ask, size = asked(source, image)
+    small = _reduced(mask, size) > 0.5
+    groups = point_groups(small, options.groups, np.random.default_rng(options.seed))
+    masks, confidences = ask(groups) if len(groups) else (np.zeros((0, *size), bool), np.zeros(0))
+    channel = merged(masks, confidences, size)
+    mean = float(np.mean(confidences)) if len(confidences) else 0.0
+    name = source.source if isinstance(source, Proposals) else source.name
+    record = {"version": options.guidance, "source": name, "groups": len(groups), "confidence": round(mean, 4)}
+    grey = np.rint(255 * channel).astype(np.uint8)[..., None]
+    shown = {}
+    if options.keep_guidance:
+        shown = {"points": pictures.dotted(_reduced(image, size), groups), "merged": np.repeat(grey, 3, 2)}
+    return Guided(_with_channels(image, grey), Held(mask), record, pictures=shown)
+
+
+def by_embedding(
+    image: Picture,
+    mask: NDArray[np.float32],
+    source: NDArray[np.float32] | Encoder | ProposalSource,
+    options: Options,
+) -> Guided:
+    """SAM-SR v3 of a picture (H, W, 3) and its coarse mask (H, W) in [0, 1], by ``options.guidance``.
+
+    source: the picture's features (256, 64, 64), or what gives them; see `embedded`.
+    """
+    features, name = (source, "given") if isinstance(source, np.ndarray) else (embedded(source, image), source.name)
+    embedding = Embedding(features, image.shape[:2])
+    record = {"version": options.guidance, "source": name}
+    shown = {"embedding": pictures.coloured(embedding)} if options.keep_guidance else {}
+    return Guided(Held(image), Held(mask), record, pictures=shown, embedding=embedding)
+
+
+def _with_channels(image: Picture, channels: Picture) -> Plane:
+    """A picture (H, W, 3) with channels (h, w, k) behind its own."""
+    height, width = image.shape[:2]
+    return Beside((Held(image), Repeated(Held(channels), (height, width))))
+
+
+def _enlarged(mask: NDArray[np.float32], size: tuple[int, int]) -> Plane:
+    """A mask (h, w) at ``size`` (H, W), bilinear at pixel centres."""
+    axes = (LerpAxis.between(m, n, 1, n) for n, m in zip(mask.shape, size, strict=True))
+    rows, columns = ((axis.low, axis.high, axis.fraction) for axis in axes)
+    return Interpolated(Held(mask), rows, columns)
+
+
+def _reduced(array: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
+    """A picture or a mask (H, W) at ``size`` (h, w), by the means of areas."""
+    return array if array.shape[:2] == size else np.asarray(cv2.resize(array, size[::-1], interpolation=cv2.INTER_AREA))

@@ -1,0 +1,82 @@
+"""Proposals of every picture of a folder, into the cache; what is there already is not found again."""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from refine.errors import FileError, InputError
+from refine.guidance.cache import Cache
+from refine.guidance.proposals import ProposalSource
+from refine.guidance.sources import open_source
+from refine.io import IMAGE_SUFFIXES, PathLike, read_image
+from refine.pairs import find_images
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of one picture."""
+
+    picture: Path
+    proposals: int = 0
+    seconds: float = 0.0
+    kept: bool = False
+    """Whether they were there already."""
+    error: str | None = None
+    """Why there are none."""
+
+
+@dataclass(frozen=True)
+class Precompute:
+    """Pictures whose proposals are wanted, what finds them, and where they are kept."""
+
+    paths: list[Path]
+    source: ProposalSource
+    cache: Cache
+    allow_large: bool = False
+    """Read pictures beyond 250 megapixels."""
+
+    @classmethod
+    def of(
+        cls,
+        folder: Path,
+        source: str,
+        *,
+        sam_checkpoint: PathLike | None = None,
+        out: Path | None = None,
+        device: str = "auto",
+        options: Mapping[str, float] | None = None,
+        allow_large: bool = False,
+    ) -> Self:
+        """The pictures of a folder, as `refine.pairs.find_images` has them, and a source by its name.
+
+        out: the cache's folder; None is `refine.download.cache_dir`. The others: `refine.guidance.sources.open_source`.
+
+        Raises FileError: there is no such folder, no picture in it, or the cache cannot be written.
+        Raises OptionError, WeightsError: as `open_source`.
+        """
+        paths = find_images(folder, IMAGE_SUFFIXES)
+        cache = Cache(out)
+        opened = open_source(source, sam_checkpoint=sam_checkpoint, device=device, options=options)
+        return cls(paths, opened, cache, allow_large)
+
+    def run(self) -> Iterator[Done]:
+        """What became of each picture; a bad one does not end the others.
+
+        Raises FileError: the cache cannot be read or written.
+        """
+        for path in self.paths:
+            started = time.perf_counter()
+            try:
+                image = read_image(path, allow_large=self.allow_large)
+            except (FileError, InputError) as error:
+                yield Done(path, error=str(error))
+                continue
+            kept = self.cache.kept_proposals(self.source, image)
+            try:
+                found = self.cache.proposals(self.source, image) if kept is None else kept
+            except InputError as error:  # what the source cannot see; a cache that fails, fails for all
+                yield Done(path, error=str(error))
+                continue
+            yield Done(path, len(found), time.perf_counter() - started, kept is not None)

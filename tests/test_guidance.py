@@ -1,0 +1,310 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import disc, photographed
+from PIL import Image
+
+import refine
+from refine import checkpoint
+from refine.config import Options, guided_model
+from refine.errors import OptionError, WeightsError
+from refine.guidance import Proposal, Proposals
+from refine.guidance.superpixels import Felzenszwalb
+from refine.models import PRESETS, build
+from refine.training.recipe import Recipe
+from refine.training.state import Run
+from refine.training.widen import widened
+
+TRUTH = disc((120, 160), 40)
+IMAGE = photographed(TRUTH)
+COARSE = TRUTH & ~np.roll(TRUTH, 60, 1)  # lacks a third
+
+
+def of(*masks, source="test"):
+    return Proposals(tuple(Proposal.of(mask) for mask in masks), masks[0].shape if masks else (120, 160), source)
+
+
+ORACLE = of(TRUTH, ~TRUTH)
+
+
+class Known:
+    """A source that knows the answer and counts how often it is asked."""
+
+    name = "known"
+
+    def __init__(self):
+        self.asked = 0
+
+    def settings(self):
+        return {}
+
+    def propose(self, image):
+        assert image.shape == IMAGE.shape
+        self.asked += 1
+        return ORACLE
+
+
+@pytest.fixture(scope="module")
+def refiner():
+    return refine.Refiner(device="cpu")
+
+
+def test_v1_refines_what_the_proposals_make_of_the_mask(refiner):
+    source = Known()
+    found = refiner.refine(IMAGE, COARSE, guidance="sam-sr-v1", proposals=source, coverage=0.5, deformation=0.5)
+    assert source.asked == 1
+    expected = refiner.refine(IMAGE, TRUTH)
+    np.testing.assert_array_equal(found.probability, expected.probability)
+    assert found.report.guidance == {
+        "version": "sam-sr-v1",
+        "source": "test",
+        "proposals": 2,
+        "kept": 1,
+        "sparsity": pytest.approx(0, abs=0.05),
+        "deformation": pytest.approx(1 - COARSE.sum() / TRUTH.sum(), abs=1e-4),
+        "skipped": "",
+    }
+    assert not found.report.warnings
+
+
+def test_a_skipped_rule_is_told_and_the_coarse_mask_is_refined(refiner):
+    found = refiner.refine(IMAGE, COARSE, guidance="sam-sr-v1", proposals=ORACLE, coverage=0.5, deformation=0.1)
+    np.testing.assert_array_equal(found.probability, refiner.refine(IMAGE, COARSE).probability)
+    assert found.report.guidance["skipped"].startswith("deformation 0.")
+    assert any("without sam-sr-v1: deformation" in warning for warning in found.report.warnings)
+
+
+def test_no_proposals_leave_the_unguided_result(refiner):
+    found = refiner.refine(IMAGE, COARSE, guidance="sam-sr-v1", proposals=of())
+    np.testing.assert_array_equal(found.probability, refiner.refine(IMAGE, COARSE).probability)
+
+
+def test_an_empty_mask_asks_for_no_proposals(refiner):
+    source = Known()
+    found = refiner.refine(IMAGE, np.zeros_like(COARSE), guidance="sam-sr-v1", proposals=source)
+    assert source.asked == 0
+    assert not found.mask.any()
+
+
+def test_proposals_of_a_smaller_size_are_enlarged(refiner):
+    small = of(TRUTH[::2, ::2], ~TRUTH[::2, ::2])
+    found = refiner.refine(IMAGE, COARSE, guidance="sam-sr-v1", proposals=small, coverage=0.5, deformation=0.5)
+    expected = refiner.refine(IMAGE, TRUTH)
+    assert (found.mask != expected.mask).mean() < 0.01
+
+
+def test_pictures_of_what_guidance_saw_come_where_they_are_asked_for(refiner):
+    asked = {"guidance": "sam-sr-v1", "proposals": ORACLE, "coverage": 0.5, "deformation": 0.5}
+    assert not refiner.refine(IMAGE, COARSE, **asked).guidance
+    found = refiner.refine(IMAGE, COARSE, **asked, keep_guidance=True).guidance
+    assert set(found) == {"proposals", "kept", "dropped", "mask"}
+    assert {picture.shape for picture in found.values()} == {IMAGE.shape}
+    assert {picture.dtype for picture in found.values()} == {np.dtype(np.uint8)}
+    inside = found["kept"][TRUTH].mean()
+    assert inside > found["kept"][~TRUTH].mean()
+    assert found["dropped"][~TRUTH].mean() > found["dropped"][TRUTH].mean()
+
+
+def wider(version: str, path: Path, model: str = "crm-s") -> Path:
+    """Weights of a guided model that look at the channels of guidance with zeros."""
+    spec = PRESETS[guided_model(model, version)]
+    state = checkpoint.load(checkpoint.find("crm-s")).state
+    shapes = {name: tuple(value.shape) for name, value in build(spec).state_dict().items()}
+    state = widened(state, shapes, int(spec.arguments["in_channels"]) - 4)
+    checkpoint.save(path, state, spec=spec.as_dict())
+    return path
+
+
+def test_a_widened_model_begins_as_what_it_was(tmp_path, refiner):
+    weights = wider("sam-sr-v2.1", tmp_path / "wider.safetensors")
+    guided = refine.Refiner("crm-s", guidance="sam-sr-v2.1", weights=weights, device="cpu", dtype="float32")
+    plain = refine.Refiner("crm-s", device="cpu", dtype="float32")
+    found, expected = guided.refine(IMAGE, COARSE, proposals=ORACLE), plain.refine(IMAGE, COARSE)
+    np.testing.assert_allclose(found.probability, expected.probability, atol=1e-5)
+    assert found.report.model == "crm-s+v2.1"
+    assert found.report.guidance == {"version": "sam-sr-v2.1", "source": "test", "proposals": 2}
+    assert found.report.options["guidance"] == "sam-sr-v2.1"
+
+
+@pytest.mark.parametrize("decode", ["dense", "strided"])
+def test_a_trained_models_result_depends_on_the_proposals_and_their_colours(tmp_path, decode):
+    weights = wider("sam-sr-v2.1", tmp_path / "wider.safetensors")
+    loaded = checkpoint.load(weights)
+    for name, value in loaded.state.items():
+        if value.ndim > 1 and name.startswith(("stem2.1", "decoder.guide")):
+            value[:, 3 * (value.shape[1] // 7) : -(value.shape[1] // 7)] = 0.1
+    checkpoint.save(weights, loaded.state, spec=loaded.spec)
+    guided = refine.Refiner("crm-s+v2.1", weights=weights, device="cpu", dtype="float32", decode=decode)
+    one, again, other, none = (
+        guided.refine(IMAGE, COARSE, proposals=proposals, seed=seed).probability
+        for proposals, seed in ((ORACLE, 0), (ORACLE, 0), (ORACLE, 1), (of(), 0))
+    )
+    np.testing.assert_array_equal(one, again)
+    assert np.abs(one - other).max() > 1e-3
+    assert np.abs(one - none).max() > 1e-3
+
+
+def test_a_run_begins_with_the_unguided_models_weights_and_ends_as_the_guided_one(tmp_path):
+    unguided = checkpoint.find("crm-s")
+    recipe = Recipe(model="crm-s+v2.1", data=("x",), proposals="felzenszwalb", initial=str(unguided))
+    run = Run.begin(recipe, torch.device("cpu"), torch.float32)
+    run.save_weights(tmp_path / "weights.safetensors")
+    guided = refine.Refiner(guidance="sam-sr-v2.1", weights=tmp_path / "weights.safetensors", dtype="float32")
+    expected = refine.Refiner(dtype="float32").refine(IMAGE, COARSE).probability
+    np.testing.assert_allclose(guided.refine(IMAGE, COARSE, proposals=ORACLE).probability, expected, atol=1e-5)
+    again = Run.begin(
+        Recipe(**{**vars(recipe), "initial": str(tmp_path / "weights.safetensors")}), run.device, run.dtype
+    )
+    assert again.network.state_dict()["decoder.guide.weight"].shape[1] == 7
+
+
+def test_weights_that_differ_in_more_than_channels_are_no_start():
+    with pytest.raises(WeightsError, match="cannot be widened"):
+        widened({"a": torch.zeros(4, 4, 3, 3)}, {"a": (5, 7, 3, 3)}, 3)
+
+
+def test_what_weights_do_not_fit_is_told():
+    with pytest.raises(WeightsError, match=r"no weights named 'crm-s\+v2\.1' ship"):
+        refine.run(IMAGE, COARSE, guidance="sam-sr-v2.1")
+    with pytest.raises(OptionError, match=r"make a refiner of crm-s\+v2\.1"):
+        refine.Refiner(device="cpu").refine(IMAGE, COARSE, guidance="sam-sr-v2.1")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"guidance": "sam-sr-v9"}, "guidance='sam-sr-v9' is unknown"),
+        ({"proposals": "magic"}, "proposals='magic' is unknown"),
+        ({"coverage": 1.1}, "coverage=1.1 is not possible; give a number from 0 to 1"),
+        ({"deformation": True}, "deformation=True is not possible"),
+        ({"groups": 0}, "groups=0 is not possible"),
+        ({"keep_guidance": 1}, "keep_guidance=1 is not possible"),
+    ],
+)
+def test_options_that_cannot_be_are_told(options, told):
+    with pytest.raises(OptionError) as error:
+        Options(**options)
+    assert told in str(error.value)
+
+
+def test_files_refined_by_windows_cannot_be_guided(tmp_path, refiner):
+    for name, array in (("image.tif", IMAGE), ("mask.tif", COARSE.astype(np.uint8) * 255)):
+        Image.fromarray(array).save(tmp_path / name)
+    with pytest.raises(OptionError, match="needs the picture in memory"):
+        refiner.refine_file(tmp_path / "image.tif", tmp_path / "mask.tif", tmp_path / "out.tif", guidance="sam-sr-v1")
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("REFINE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_a_named_source_is_asked_once_for_a_picture(cache, refiner, monkeypatch):
+    asked = []
+    original = Felzenszwalb.propose
+    monkeypatch.setattr(Felzenszwalb, "propose", lambda self, image: asked.append(self) or original(self, image))
+    options = {"guidance": "sam-sr-v1", "proposals": "felzenszwalb:levels=2,least=20"}
+    one, again = (refiner.refine(IMAGE, COARSE, **options) for _ in range(2))
+    assert [source.options.levels for source in asked] == [2]
+    assert len(list(cache.rglob("*.bin"))) == 1
+    assert one.report.guidance == again.report.guidance
+    assert one.report.guidance["source"] == "felzenszwalb"
+    assert one.report.guidance["kept"] > 0
+
+
+SAM = "sam:points_per_side=3,predicted_iou=0,stability=0,box_nms=1"
+
+
+@pytest.mark.parametrize("version", ["sam-sr-v1", "sam-sr-v2.1", "sam-sr-v2.2"])
+def test_sam_itself_guides_every_version(cache, tmp_path, sam_file, version):
+    weights = None if version == "sam-sr-v1" else wider(version, tmp_path / "wider.safetensors")
+    guided = refine.Refiner(
+        guidance=version, weights=weights, device="cpu", proposals=SAM, sam_checkpoint=str(sam_file), keep_guidance=True
+    )
+    found = guided.refine(IMAGE, COARSE)
+    assert found.report.guidance["source"] == "sam-vit-32x2"
+    assert found.guidance
+    again = guided.refine(IMAGE, COARSE)
+    np.testing.assert_array_equal(found.probability, again.probability)
+
+
+def test_v2_2_asks_about_points_of_the_mask_and_reads_their_confidence(cache, tmp_path, sam_file):
+    weights = wider("sam-sr-v2.2", tmp_path / "wider.safetensors")
+    guided = refine.Refiner("crm-s+v2.2", weights=weights, device="cpu", dtype="float32", keep_guidance=True, groups=4)
+    found = guided.refine(IMAGE, COARSE, proposals=ORACLE)
+    assert found.report.guidance == {"version": "sam-sr-v2.2", "source": "test", "groups": 4, "confidence": 1.0}
+    np.testing.assert_array_equal(found.guidance["merged"][..., 0] == 255, TRUTH)  # whose proposal holds all the points
+    expected = refine.Refiner(device="cpu", dtype="float32").refine(IMAGE, COARSE)
+    np.testing.assert_allclose(found.probability, expected.probability, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("slic:levels", "proposals='slic:levels' is not possible; give NAME=NUMBER"),
+        ("slic:levels=many", "give NAME=NUMBER behind the source"),
+        ("magic:levels=2", "proposals='magic' is unknown"),
+    ],
+)
+def test_sources_that_cannot_be_read_are_told(text, told):
+    with pytest.raises(OptionError) as error:
+        Options(proposals=text)
+    assert told in str(error.value)
+
+
+def test_an_option_that_a_source_has_not_is_told(cache, refiner):
+    with pytest.raises(OptionError, match="slic has no option size"):
+        refiner.refine(IMAGE, COARSE, guidance="sam-sr-v1", proposals="slic:size=3")
+
+
+def test_a_missing_sam_names_both_ways_to_have_it(cache, refiner):
+    with pytest.raises(WeightsError, match=r"refine-cli weights get sam-vit-b.*--sam-checkpoint"):
+        refiner.refine(IMAGE, COARSE, guidance="sam-sr-v1")
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(IMAGE).save("image.png")
+    Image.fromarray(COARSE.astype(np.uint8) * 255).save("mask.png")
+
+
+def test_the_command_line_guides_and_shows_what_guidance_saw(cache, files, run):
+    done = run(
+        "image.png", "mask.png", "--guidance", "sam-sr-v1", "--proposals", "slic", "--debug-dir", "debug", "--json"
+    )
+    assert done.code == 0, done.err
+    assert '"version": "sam-sr-v1"' in done.out
+    assert {path.name for path in Path("debug").iterdir()} == {
+        f"image_{name}.png" for name in ("proposals", "kept", "dropped", "mask")
+    }
+
+
+def test_thresholds_are_set_by_name(cache, files, run):
+    words = ("image.png", "mask.png", "--guidance", "sam-sr-v1", "--proposals", "slic", "--json")
+    assert '"skipped": ""' in run(*words, "--set", "deformation=1").out
+    done = run(*words, "--set", "deformation=0")
+    assert done.code == 0
+    assert "is above 0" in done.out
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--proposals", "slic"), "--proposals belongs to guidance, and there is none"),
+        (("--debug-dir", "x"), "--debug-dir belongs to guidance"),
+        (("--set", "coverage=0.5"), "--set coverage belongs to guidance"),
+        (("--guidance", "sam-sr-v7"), "guidance='sam-sr-v7' is unknown"),
+        (("--guidance", "sam-sr-v2.1"), "no weights named 'crm-s+v2.1' ship with refine"),
+        (("--guidance", "sam-sr-v1"), "refine-cli weights get sam-vit-b"),
+        (("--guidance", "sam-sr-v1", "--model", "guided-filter"), "guided-filter has no option guidance"),
+    ],
+)
+def test_guidance_that_cannot_be_is_told_in_a_line(cache, files, run, words, told):
+    done = run("image.png", "mask.png", *words)
+    assert done.code == 2
+    assert told in done.err
+    assert done.err.count("\n") == 1
