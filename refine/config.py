@@ -184,6 +184,9 @@ class Cascade:
     guard: bool = False
     """Default of the option of that name."""
 
+    sure: float = 0.02
+    """A probability this close to 0 or 1 is not looked at again by a strided pass "near", far from a contour."""
+
     empty: float = 1.0
     """px; a mask with less foreground than this in all is taken for empty, as published. 0: only one without any."""
 

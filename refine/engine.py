@@ -324,7 +324,7 @@ class Refiner:
                 seen = core.grown(margin(options), *grid.shape).aligned(options.stride, *grid.shape)
                 here = None if boxes is None else boxes[seen.slices]
                 before = view.before.read(seen)
-                selection = select(before, options, first=first, boxes=here)
+                selection = select(before, options, first=first, boxes=here, sure=self.spec.cascade.sure)
                 # A strided pass needs the cells around the core, whose lines close its own.
                 window = core.grown(options.stride if selection.stride else 0, *grid.shape)
                 part = window.moved(-seen.top, -seen.left)

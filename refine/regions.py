@@ -10,12 +10,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from refine.config import Options
+from refine.config import Cascade, Options
 from refine.coords import Axis, Samples
 from refine.models import Network
 from refine.tiles import Window
 
-SURE = 0.005  # a probability this close to 0 or 1 is not looked at again, far from a contour
 MOVED = 0.1  # of a probability; a first pass "near" takes a pixel that moved further for changed, whatever its class
 UNSURE = 8  # px; so near to a contour, a strided pass looks at every pixel
 
@@ -106,11 +105,18 @@ def margin(options: Options) -> int:
     return options.band if options.decode == "contour" else 0
 
 
-def select(before: NDArray[np.float32], options: Options, *, first: bool, boxes: NDArray[np.bool_] | None) -> Selection:
+def select(
+    before: NDArray[np.float32],
+    options: Options,
+    *,
+    first: bool,
+    boxes: NDArray[np.bool_] | None,
+    sure: float = Cascade.sure,
+) -> Selection:
     """The queries to decode in a window that begins on the strided grid, by the probabilities before, (n, m).
 
     first: whether this is the first scale, before which nothing is known but the coarse mask: a first pass "near" is
-    one everywhere there.
+    one everywhere there. sure: of the cascade.
     """
     from refine_kernels import contour_band, mask_and_doubt
 
@@ -125,7 +131,7 @@ def select(before: NDArray[np.float32], options: Options, *, first: bool, boxes:
         return Selection(band, band)
     if options.first_pass == "everywhere":
         return _strided(np.ones(shape, bool), np.zeros(shape, bool), options.stride)
-    mask, unsure = mask_and_doubt(before, SURE)
+    mask, unsure = mask_and_doubt(before, sure)
     unsure |= contour_band(mask, min(UNSURE, options.band))
     area = np.ones(shape, bool) if first else contour_band(mask, options.band) | unsure
     # A grid pixel that moved within its class alone would be a dot, of which the next scale makes a spot.

@@ -6,11 +6,11 @@ import torch
 from scipy import ndimage
 from torch.nn import functional as F
 
-from refine.config import Options
+from refine.config import Cascade, Options
 from refine.coords import Samples
 from refine.models import NETWORKS
 from refine.planes import Held, Interpolated
-from refine.regions import MOVED, SURE, UNSURE, Selection, at_next, bounding_boxes, dense, margin, read_by_next, select
+from refine.regions import MOVED, UNSURE, Selection, at_next, bounding_boxes, dense, margin, read_by_next, select
 from refine.tiles import Window, cover
 
 SIZES = [(1, 1), (1, 9), (7, 1), (2, 2), (5, 8), (9, 17), (16, 13), (24, 24)]
@@ -167,13 +167,15 @@ class TestBoundingBoxes:
         assert mask.sum() == 5
 
 
-def strided(before: np.ndarray, after: np.ndarray, options: Options, *, first: bool) -> tuple[np.ndarray, np.ndarray]:
+def strided(
+    before: np.ndarray, after: np.ndarray, options: Options, *, first: bool, sure: float = Cascade.sure
+) -> tuple[np.ndarray, np.ndarray]:
     """What is decoded, (H, W) bool, and the result, read literally, pixel by pixel."""
     size, stride = before.shape, options.stride
     rows, columns = (lines(n, stride) for n in size)
     wanted, unsure = np.ones(size, bool), np.zeros(size, bool)
     if options.first_pass == "near":
-        unsure = near_contour(before > 0.5, min(UNSURE, options.band)) | ((before > SURE) & (before < 1 - SURE))
+        unsure = near_contour(before > 0.5, min(UNSURE, options.band)) | ((before > sure) & (before < 1 - sure))
         if not first:
             wanted = near_contour(before > 0.5, options.band) | unsure
     # A cell begins at its line; the last line of an axis belongs to the cell before it.
@@ -225,9 +227,10 @@ class TestStrided:
         for seed in range(4):
             before, after = probabilities(size, seed), probabilities(size, seed + 10)
             options = Options(decode="strided", stride=stride, first_pass=first_pass, band=1 + seed)
-            selection = select(before, options, first=first, boxes=None)
+            sure = (0.02, 0.005, 0.2)[seed % 3]
+            selection = select(before, options, first=first, boxes=None, sure=sure)
             found = decoded_by(selection, before, after)
-            expected = strided(before, after, options, first=first)
+            expected = strided(before, after, options, first=first, sure=sure)
             np.testing.assert_array_equal(found[0], expected[0])
             np.testing.assert_array_equal(found[1], expected[1])
             assert (selection.area >= found[0]).all(), "the latent is needed at all that is decoded"

@@ -118,6 +118,7 @@ _UNGUIDED: Final[dict[str, Spec]] = {
             coarse_decode="next",
             decode="strided",
             guard=True,
+            sure=0.005,
             empty=0.0,
         ),
     ),
