@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from refine.engine import Refiner
 from refine.guidance import Proposal, Proposals
+from refine.guidance.proposals import at_size
 from refine.guidance.superpixels import Felzenszwalb
 from refine.guidance.v1 import covered, sparsity_of, without_gaps
 from refine.io import read_image
@@ -80,8 +81,7 @@ def oracle(segments: Proposals, truth: Mask) -> Proposals:
 
 def reduced(mask: Mask, size: tuple[int, int]) -> Mask:
     """A mask (H, W) at ``size`` (h, w)."""
-    share = cv2.resize(mask.astype(np.float32), size[::-1], interpolation=cv2.INTER_AREA)
-    return np.asarray(share > 0.5, bool)
+    return np.asarray(at_size(mask.astype(np.float32), size) > 0.5, bool)
 
 
 def sweep(found: Sequence[Case]) -> str:

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from refine.config import Cascade
-from refine.coords import Axis, LerpAxis, corner_aligned
+from refine.coords import Axis, corner_aligned
 from refine.embedding import Embedding
-from refine.planes import Interpolated, Memory, Plane, Reduced, Reflected, Store, kept, reaches
+from refine.planes import Interpolated, Memory, Plane, Reduced, Reflected, Store, at_centres, kept, reaches
 from refine.tiles import Window
 
 STRIP = 2**17  # px that are normalised at once, so that what lies between stays in a processor's cache
@@ -68,9 +68,7 @@ class Frame:
             return Interpolated(plane, rows, columns)
         if all(m <= n for n, m in zip(plane.size, size, strict=True)):
             return Reduced(plane, size)
-        axes = (LerpAxis.between(m, n, 1, n) for n, m in zip(plane.size, size, strict=True))
-        rows, columns = ((axis.low, axis.high, axis.fraction) for axis in axes)
-        return Interpolated(plane, rows, columns)
+        return at_centres(plane, size)
 
     def is_empty(self, p: Plane) -> bool:
         """Whether probabilities at places spread over the picture are less foreground than counts.

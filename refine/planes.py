@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
+from refine.coords import LerpAxis
 from refine.tiles import Window
 
 
@@ -149,6 +150,13 @@ class Interpolated:
             tables.append((low - start, high - start, weight))
             ends += [start, int(high.max()) + 1]
         return interpolate(self.source.read(Window(*ends)), *tables)
+
+
+def at_centres(plane: Plane, size: tuple[int, int]) -> Interpolated:
+    """The plane at another size, bilinear at pixel centres."""
+    axes = (LerpAxis.between(m, n, 1, n) for n, m in zip(plane.size, size, strict=True))
+    rows, columns = ((axis.low, axis.high, axis.fraction) for axis in axes)
+    return Interpolated(plane, rows, columns)
 
 
 class Store(Protocol):

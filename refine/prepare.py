@@ -102,16 +102,13 @@ def mask_plane(mask: Slide, size: tuple[int, int]) -> "Plane":
 
     Raises InputError: it does not fit the picture.
     """
-    from refine.coords import LerpAxis  # these two import torch, which methods do without
-    from refine.planes import Interpolated
+    from refine.planes import at_centres  # which imports torch, and methods do without
 
     _check_size(mask.size, size, mask.name)
     plane: Plane = MaskOf(mask)
     if mask.size == size:
         return plane
-    axes = (LerpAxis.between(m, n, 1, n) for n, m in zip(mask.size, size, strict=True))
-    rows, columns = ((axis.low, axis.high, axis.fraction) for axis in axes)
-    return Interpolated(plane, rows, columns)
+    return at_centres(plane, size)
 
 
 def _one_channel(values: NDArray[Any], name: str) -> NDArray[Any]:

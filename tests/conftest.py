@@ -63,6 +63,18 @@ def photographed(truth: np.ndarray) -> np.ndarray:
     return (np.where(truth[..., None], (180, 120, 40), (30, 70, 110)) + noise).astype(np.uint8)
 
 
+def with_statistics(network):
+    """A network whose statistics are not the identity and whose biases are not zero, so that a wrong border shows."""
+    import torch
+
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(module.bias, 0, 0.3)
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    return network.eval()
+
+
 def small_sam(seed: int = 0, *, side: int = 256, width: int = 32, depth: int = 2):
     """Segment Anything as its library builds it, with random weights and a small encoder."""
     import torch

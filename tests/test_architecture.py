@@ -36,6 +36,7 @@ SIDEWAYS = {
     ("result", "io"): "a result saves itself, and only io touches pixels on disk",
     ("checkpoint", "io"): "weights are written with io's atomic writer",
     ("planes", "tiles"): "planes are read by windows",
+    ("planes", "coords"): "between its samples a plane is read where the one coordinate convention says",
     ("slides", "tiles"): "slides are read by windows",
     ("slides", "io"): "only io knows what pixels of a file mean",
     ("guard", "frame"): "what it keeps to is the frame's coarse mask",

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import with_statistics
 from test_crm_r50 import lively
 
 from refine.blocks import FINE, Area, Batch, Blocks
@@ -21,15 +22,8 @@ def crm_r50() -> CRMResNet50:
 
 
 def crm_s(trunk: str) -> CRMSmall:
-    """With statistics that are not the identity and biases that are not zero, so that a wrong border shows."""
     torch.manual_seed(3)
-    network = CRMSmall(trunk=trunk)
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.normal_(module.bias, 0, 0.3)
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 1.5)
-    return network.folded()
+    return with_statistics(CRMSmall(trunk=trunk)).folded()
 
 
 NETWORKS = {"crm-r50": crm_r50, **{trunk: partial(crm_s, trunk) for trunk in TRUNKS}}

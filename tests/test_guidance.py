@@ -308,3 +308,16 @@ def test_guidance_that_cannot_be_is_told_in_a_line(cache, files, run, words, tol
     assert done.code == 2
     assert told in done.err
     assert done.err.count("\n") == 1
+
+
+def test_evaluating_tells_once_that_sam_is_missing(cache, files, run):
+    for name in ("a", "b"):
+        Image.fromarray(IMAGE).save(f"{name}_im.png")
+        Image.fromarray(TRUTH.astype(np.uint8) * 255).save(f"{name}_gt.png")
+        Image.fromarray(COARSE.astype(np.uint8) * 255).save(f"{name}_seg.png")
+    done = run("evaluate", ".", "--guidance", "none,sam-sr-v1")
+    assert done.code == 2
+    assert done.err.count("refine-cli weights get sam-vit-b") == done.err.count("\n") == 1
+    compared = run("evaluate", ".", "--guidance", "none,sam-sr-v1", "--proposals", "slic:segments=20")
+    assert compared.code == 0, compared.err
+    assert "sam-sr-v1" in compared.out

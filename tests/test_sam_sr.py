@@ -3,6 +3,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from conftest import with_statistics
 from test_encode_area import error_in, nothing_needed, poison_what_does_not_exist
 
 from refine.errors import OptionError
@@ -11,21 +12,14 @@ from refine.models.sam_sr import MASKS, Attention, SamSR
 from refine.tiles import Window, cover
 
 
-def lively(mask: str) -> SamSR:
-    """With statistics that are not the identity and biases that are not zero, so that a wrong border shows."""
+def sam_sr(mask: str) -> SamSR:
     torch.manual_seed(3)
-    network = SamSR(mask=mask)
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.normal_(module.bias, 0, 0.3)
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 1.5)
-    return network.eval()
+    return with_statistics(SamSR(mask=mask))
 
 
 @pytest.fixture(scope="module", params=MASKS)
 def network(request) -> SamSR:
-    return lively(request.param)
+    return sam_sr(request.param)
 
 
 def given(height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -105,7 +99,7 @@ def test_addition_is_of_the_masks_own_cells_and_global_attention_of_all():
     changed[:, :, 4 * 9 : 4 * 10, 4 * 3 : 4 * 4] *= -1  # cell (9, 3)
     reached = {}
     for kind in MASKS:
-        network = lively(kind)
+        network = sam_sr(kind)
         with torch.inference_mode():
             difference = (network.deep(features, mask) - network.deep(features, changed)).abs().amax((0, 1)) > 1e-6
         reached[kind] = {tuple(cell) for cell in difference.nonzero().tolist()}
@@ -160,7 +154,7 @@ def test_a_latent_cell_sees_no_farther_than_the_halo():
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (31, 33), (64, 65)])
 def test_sides_between_two_windows_are_continued_by_their_last_pixels(size):
-    network = lively("none")
+    network = sam_sr("none")
     x, deep = given(*size)
     rows, columns = (torch.arange(-(-n // 8) * 8).clamp(max=n - 1) for n in size)
     with torch.inference_mode():
@@ -172,7 +166,7 @@ def test_sides_between_two_windows_are_continued_by_their_last_pixels(size):
 
 @pytest.mark.parametrize("square", [(k, k) for k in (0, 3, 4, 8, 11, 12, 15)])
 def test_no_stage_reads_what_the_one_before_it_did_not_compute(monkeypatch, square):
-    network = lively("none").folded()
+    network = sam_sr("none").folded()
     x, deep = given(150, 189)
     needed = nothing_needed(150, 189)
     needed[square] = True
@@ -183,7 +177,7 @@ def test_no_stage_reads_what_the_one_before_it_did_not_compute(monkeypatch, squa
 
 
 def test_an_area_in_a_window_needs_the_halo_alone():
-    network, size = lively("none").folded(), (40, 421)
+    network, size = sam_sr("none").folded(), (40, 421)
     x, deep = given(*size)
     with torch.inference_mode():
         (latent,) = network.encode(x, deep)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,7 +100,10 @@ class Refining:
     def _load(self) -> "Refiner | MethodRefiner":
         from refine.refiners import refiner  # here, so that scoring alone needs none
 
-        return refiner(**self.choice)
+        made = refiner(**self.choice)
+        if self.choice.get("guidance") is not None:
+            cast("Refiner", made).open_proposals()  # what is missing is told once, not for every picture
+        return made
 
     @cached_property
     def _made(self) -> "Refiner | MethodRefiner":

@@ -4,21 +4,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from refine.config import Options
-from refine.coords import LerpAxis
 from refine.embedding import Embedding
 from refine.guidance import pictures
 from refine.guidance.cache import Encoder
-from refine.guidance.proposals import Proposals, ProposalSource
+from refine.guidance.proposals import Proposals, ProposalSource, at_size
 from refine.guidance.sources import asked, embedded
 from refine.guidance.v1 import covered
 from refine.guidance.v2_1 import labels, painted
-from refine.guidance.v2_2 import merged, point_groups
-from refine.planes import Beside, Held, Interpolated, Plane, Repeated
+from refine.guidance.v2_2 import channel, point_groups
+from refine.planes import Beside, Held, Plane, Repeated, at_centres
 
 Picture = NDArray[np.uint8]
 
@@ -48,7 +46,7 @@ def by_proposals(image: Picture, mask: NDArray[np.float32], proposals: Proposals
         seen = painted(labels(proposals), np.random.default_rng(options.seed))
         shown = {"painted": seen} if options.keep_guidance else {}
         return Guided(_with_channels(image, seen), Held(mask), record, pictures=shown)
-    small = _reduced(mask, proposals.size) > 0.5
+    small = at_size(mask, proposals.size) > 0.5
     found = covered(
         proposals, small, coverage=options.coverage, sparsity=options.sparsity, deformation=options.deformation
     )
@@ -60,14 +58,14 @@ def by_proposals(image: Picture, mask: NDArray[np.float32], proposals: Proposals
     }
     shown = {}
     if options.keep_guidance:
-        below = _reduced(image, proposals.size)
+        below = at_size(image, proposals.size)
         shown = {
             "proposals": pictures.outlined(below, proposals),
             "kept": pictures.tinted(below, proposals, found.kept),
             "dropped": pictures.tinted(below, proposals, ~found.kept),
             "mask": pictures.compared(below, small, found.mask),
         }
-    plane = Held(mask) if found.skipped else _enlarged(found.mask.astype(np.float32), size)
+    plane = Held(mask) if found.skipped else at_centres(Held(found.mask.astype(np.float32)), size)
     return Guided(Held(image), plane, record, found.skipped, shown)
 
 
@@ -76,17 +74,16 @@ def by_points(
 ) -> Guided:
     """SAM-SR v2.2 of a picture (H, W, 3) and its coarse mask (H, W) in [0, 1]; sources as `asked` takes them."""
     ask, size = asked(source, image)
-    small = _reduced(mask, size) > 0.5
+    small = at_size(mask, size) > 0.5
     groups = point_groups(small, options.groups, np.random.default_rng(options.seed))
     masks, confidences = ask(groups) if len(groups) else (np.zeros((0, *size), bool), np.zeros(0))
-    channel = merged(masks, confidences, size)
+    grey = channel(masks, confidences, size)
     mean = float(np.mean(confidences)) if len(confidences) else 0.0
     name = source.source if isinstance(source, Proposals) else source.name
     record = {"version": options.guidance, "source": name, "groups": len(groups), "confidence": round(mean, 4)}
-    grey = np.rint(255 * channel).astype(np.uint8)[..., None]
     shown = {}
     if options.keep_guidance:
-        shown = {"points": pictures.dotted(_reduced(image, size), groups), "merged": np.repeat(grey, 3, 2)}
+        shown = {"points": pictures.dotted(at_size(image, size), groups), "merged": np.repeat(grey, 3, 2)}
     return Guided(_with_channels(image, grey), Held(mask), record, pictures=shown)
 
 
@@ -111,15 +108,3 @@ def _with_channels(image: Picture, channels: Picture) -> Plane:
     """A picture (H, W, 3) with channels (h, w, k) behind its own."""
     height, width = image.shape[:2]
     return Beside((Held(image), Repeated(Held(channels), (height, width))))
-
-
-def _enlarged(mask: NDArray[np.float32], size: tuple[int, int]) -> Plane:
-    """A mask (h, w) at ``size`` (H, W), bilinear at pixel centres."""
-    axes = (LerpAxis.between(m, n, 1, n) for n, m in zip(mask.shape, size, strict=True))
-    rows, columns = ((axis.low, axis.high, axis.fraction) for axis in axes)
-    return Interpolated(Held(mask), rows, columns)
-
-
-def _reduced(array: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
-    """A picture or a mask (H, W) at ``size`` (h, w), by the means of areas."""
-    return array if array.shape[:2] == size else np.asarray(cv2.resize(array, size[::-1], interpolation=cv2.INTER_AREA))

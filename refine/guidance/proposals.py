@@ -130,11 +130,15 @@ class ProposalSource(Protocol):
         """The proposals of a picture (H, W, 3) RGB of any size."""
 
 
+def at_size(array: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
+    """A picture or a soft mask (H, W) at ``size`` (h, w), by the means of areas."""
+    return array if array.shape[:2] == size else np.asarray(cv2.resize(array, size[::-1], interpolation=cv2.INTER_AREA))
+
+
 def reduced(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """A picture (H, W, 3) with a longer side of at most `LONGER_SIDE`; areas are averaged."""
     height, width = image.shape[:2]
     factor = LONGER_SIDE / max(height, width)
     if factor >= 1:
         return image
-    small = (max(1, round(width * factor)), max(1, round(height * factor)))  # of OpenCV: width, height
-    return np.asarray(cv2.resize(image, small, interpolation=cv2.INTER_AREA), np.uint8)
+    return np.asarray(at_size(image, (max(1, round(height * factor)), max(1, round(width * factor)))), np.uint8)

@@ -62,6 +62,11 @@ def answered(proposals: Proposals, groups: NDArray[np.int64]) -> tuple[NDArray[n
     return np.array(masks, bool).reshape(-1, height, width), np.array(confidences, np.float64)
 
 
+def channel(masks: NDArray[np.bool_], confidences: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """(h, w, 1), `merged` in 0..255, as the network's input has it."""
+    return np.rint(255 * merged(masks, confidences, size)).astype(np.uint8)[..., None]
+
+
 def merged(masks: NDArray[np.bool_], confidences: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.float32]:
     """(h, w) in [0, 1]: the mean of masks (k, h, w) by their confidences (k,), which count from 0; 0 of none."""
     weights = np.clip(confidences, 0, None)

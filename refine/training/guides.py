@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from refine.guidance.proposals import Proposals, ProposalSource
 from refine.guidance.v2_1 import labels, painted
-from refine.guidance.v2_2 import answered, merged, point_groups
+from refine.guidance.v2_2 import answered, channel, point_groups
 from refine.training.coarse import network_like
 
 Places = tuple[NDArray[np.int64], NDArray[np.int64]]
@@ -26,9 +26,9 @@ class Guides:
     """
 
     def __init__(self, version: str, source: ProposalSource, *, groups: int = 16) -> None:
-        self.channels = {"sam-sr-v2.1": self._painted, "sam-sr-v2.2": self._answered}[version]
-        self.source, self.groups = source, groups
-        self._kept: dict[Path, tuple[Proposals, NDArray[np.int32]]] = {}
+        assert version in ("sam-sr-v2.1", "sam-sr-v2.2"), version
+        self.version, self.source, self.groups = version, source, groups
+        self._kept: dict[Path, tuple[Proposals, NDArray[np.int32] | None]] = {}
 
     def __call__(
         self,
@@ -41,41 +41,23 @@ class Guides:
         """name: of the picture, so that its proposals are not asked for again; None for one that will not come back."""
         proposals, numbers = self._of(image, name)
         at = np.ix_(*(i * n // m for i, n, m in zip(places, proposals.size, truth.shape, strict=True)))
-        return self.channels(proposals, numbers, truth, at, rng)
+        if numbers is not None:
+            return painted(numbers[at], rng)
+        small = cv2.resize(truth.view(np.uint8), proposals.size[::-1], interpolation=cv2.INTER_NEAREST) > 0
+        coarse = network_like(small, rng) > 0.5
+        return channel(*answered(proposals, point_groups(coarse, self.groups, rng)), proposals.size)[at]
 
-    def _of(self, image: NDArray[np.uint8], name: Path | None) -> tuple[Proposals, NDArray[np.int32]]:
+    def _of(self, image: NDArray[np.uint8], name: Path | None) -> tuple[Proposals, NDArray[np.int32] | None]:
+        """The proposals of a picture and, where they are painted, their labels."""
         found = None if name is None else self._kept.pop(name, None)
         if found is None:
             proposals = self.source.propose(image)
-            found = proposals, labels(proposals)
+            found = proposals, labels(proposals) if self.version == "sam-sr-v2.1" else None
         if name is not None:
             if len(self._kept) >= KEPT:
                 self._kept.pop(next(iter(self._kept)))
             self._kept[name] = found
         return found
-
-    def _painted(
-        self,
-        proposals: Proposals,
-        numbers: NDArray[np.int32],
-        truth: NDArray[np.bool_],
-        at: Places,
-        rng: np.random.Generator,
-    ) -> NDArray[np.uint8]:
-        return painted(numbers[at], rng)
-
-    def _answered(
-        self,
-        proposals: Proposals,
-        numbers: NDArray[np.int32],
-        truth: NDArray[np.bool_],
-        at: Places,
-        rng: np.random.Generator,
-    ) -> NDArray[np.uint8]:
-        small = cv2.resize(truth.view(np.uint8), proposals.size[::-1], interpolation=cv2.INTER_NEAREST) > 0
-        coarse = network_like(small, rng) > 0.5
-        masks, confidences = answered(proposals, point_groups(coarse, self.groups, rng))
-        return np.rint(255 * merged(masks, confidences, proposals.size)[at]).astype(np.uint8)[..., None]
 
 
 Guide = Callable[[NDArray[np.uint8], NDArray[np.bool_], Places, np.random.Generator, Path | None], NDArray[np.uint8]]
