@@ -48,13 +48,18 @@ class Scored:
     mba: float
 
 
-def scenes(count: int, data: Path | None) -> Iterator[tuple[str, Image, Mask]]:
-    """Name, picture (H, W, 3) and truth (H, W) of each scene."""
+def scenes(count: int, data: Path | None, sides: Sequence[int] = ()) -> Iterator[tuple[str, Image, Mask]]:
+    """Name, picture (H, W, 3) and truth (H, W) of each scene.
+
+    data: held-out sets whose cut-outs make every other scene; without, all are generated. sides: px of the long sides,
+    by turns, instead of `SIDES`.
+    """
+    sides = sides or SIDES
     cut_outs = [] if data is None else sorted((data / "alphamatting").glob("*_im.jpg"))
     grounds = [] if data is None else sorted((data / "plants8mp").glob("*_im.jpg"))
     for i in range(count):
         rng = np.random.default_rng(SEED + i)
-        side = SIDES[i % len(SIDES)]
+        side = sides[i % len(sides)]
         height, width = (side, round(side / 1.5)) if rng.random() < 0.3 else (round(side / 1.5), side)
         if cut_outs and grounds and i % 2:
             image, truth = composed(cut_outs[i // 2 % len(cut_outs)], grounds[i % len(grounds)], rng, height, width)
@@ -83,6 +88,11 @@ def composed(cut_out: Path, ground: Path, rng: np.random.Generator, height: int,
     truth[top:, left : left + size[0]] = alpha > 0.5
     noise = rng.standard_normal(behind.shape, np.float32) * np.float32(rng.uniform(0, 3))
     return np.clip(behind + noise, 0, 255).astype(np.uint8), truth
+
+
+def coarse_generator(i: int) -> np.random.Generator:
+    """Random numbers of a scene's coarse masks, by its index."""
+    return np.random.default_rng(SEED + 1000 + i)
 
 
 def coarse_masks(truth: Mask, rng: np.random.Generator) -> Iterator[tuple[str, Mask]]:
@@ -114,7 +124,7 @@ def run(methods: dict[str, Method], count: int, data: Path | None, out: Path | N
     """Every scene and quality by every method; sheets of the last method's worst crops into ``out``."""
     found: list[Scored] = []
     for i, (name, image, truth) in enumerate(scenes(count, data)):
-        for quality, coarse in coarse_masks(truth, np.random.default_rng(SEED + 1000 + i)):
+        for quality, coarse in coarse_masks(truth, coarse_generator(i)):
             mask = coarse
             for method, refine in {"coarse": lambda _, mask: mask, **methods}.items():
                 mask = refine(image, coarse)

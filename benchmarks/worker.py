@@ -161,14 +161,19 @@ def run(task: Task) -> Run:
     """What a process of its own measures; its fault says how it ended if it did not come to its end."""
     folder = Path(task.folder)
     (folder / "task.json").write_text(json.dumps(asdict(task)), encoding="utf-8")
-    command = [sys.executable, "-m", "benchmarks.worker", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, env=limited(task.threads), capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        return Run(fault=f"ended with code {done.returncode}: {last}")
+    if fault := alone("benchmarks.worker", folder, task.threads):
+        return Run(fault=fault)
     values = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     difference = values.pop("difference")
     return Run(**values, difference=difference and Difference(**difference))
+
+
+def alone(module: str, folder: Path, threads: int) -> str:
+    """Runs a module on a folder in a process of its own; returns how it failed, in words, or "" where it did not."""
+    command = [sys.executable, "-m", module, str(folder)]
+    done = subprocess.run(command, cwd=ROOT, env=limited(threads), capture_output=True, text=True, check=False)
+    last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+    return f"ended with code {done.returncode}: {last}" if done.returncode else ""
 
 
 def limited(threads: int) -> dict[str, str]:

@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 import refine
+from refine.config import is_guided
 from refine.errors import OptionError, RefineError, WeightsError
 from refine.pairs import Found, Pair, find_pairs, with_outputs
 
@@ -320,7 +321,7 @@ def _refine(
     done = 0
     if todo:
         refiner = refine.refiner(**options)
-        if options.get("guidance") is not None or "+" in str(model):
+        if is_guided(model, options.get("guidance")):
             cast("Refiner", refiner).open_proposals()  # what is missing is told once, not for every picture
         done = _refine_all(refiner, todo, many=found.many, talk=talk, debug=debug_dir)
     failed = len(found.ambiguous) + len(todo) - done
@@ -402,7 +403,7 @@ def _given(changes: list[str] | None, /, **options: Any) -> dict[str, Any]:
         if name in given and given.get("decode", policies[0]) not in policies:
             option, accepted = name.replace("_", "-"), " and ".join(policies)
             raise OptionError(f"--{option} means nothing with --decode {given['decode']}; it belongs to {accepted}")
-    if given.get("guidance") is None and "+" not in str(given.get("model")):
+    if not is_guided(given.get("model"), given.get("guidance")):
         for name in _OF_GUIDANCE:
             if name in given:
                 option = f"--set {name}" if name not in options else f"--{name.replace('_', '-')}"
@@ -456,13 +457,11 @@ def _choices(
                 for name, policies in _POLICIES.items()
                 if decode not in policies and any(other in policies for other in decodes)
             }
-            if len(guidances) > 1 and guidance in (None, "none"):
+            if not is_guided(model, guidance) and any(is_guided(m, g) for m, g in product(models, guidances)):
                 others |= set(_OF_GUIDANCE)
             mine = {name: value for name, value in options.items() if name not in others}
             mine |= {"guidance": None if guidance == "none" else guidance, "decode": decode, "dtype": dtype}
-            choices.append(
-                {"model": model} | _given(None if mixed else changes, weights=weights, device=device, **mine)
-            )
+            choices.append(_given(None if mixed else changes, model=model, weights=weights, device=device, **mine))
     return choices
 
 
@@ -571,8 +570,10 @@ class _Talk:
     def found(self, done: Done) -> None:
         how = "kept" if done.kept else f"{done.seconds:.1f} s"
         status = "kept" if done.kept else "done"
-        text = f"{done.picture}  ({done.proposals} proposals, {how})"
-        self._result(text, status, done.picture, None, proposals=done.proposals, seconds=done.seconds)
+        what = "features" if done.proposals is None else f"{done.proposals} proposals"
+        count = {} if done.proposals is None else {"proposals": done.proposals}
+        text = f"{done.picture}  ({what}, {how})"
+        self._result(text, status, done.picture, None, **count, seconds=done.seconds)
 
     def skipped(self, pair: Pair) -> None:
         self._result(f"{pair.output}  (skipped: already there)", "skipped", pair.image, pair)
@@ -616,21 +617,31 @@ def _weights() -> None:
 
 @weights_app.command("list")
 def _weights_list(as_json: Json = False) -> None:
-    """List the weights that come with refine: name, model, size, licence."""
+    """List the weights that come with refine, and those that `weights get` downloads: name, model, size, licence."""
     from refine.checkpoint import manifest
+    from refine.download import PUBLISHED
 
     entries = [
         {name: getattr(entry, name) for name in ("name", "model", "path", "bytes", "sha256", "licence", "data")}
+        | {"there": "ships"}
         for entry in manifest()
+    ]
+    entries += [
+        {name: getattr(published, name) for name in ("path", "bytes", "sha256", "licence", "url")}
+        | {"name": name, "model": "segment-anything", "there": published.there}
+        for name, published in PUBLISHED.items()
     ]
     if as_json:
         print(_json(entries))
         return
-    rows = [("NAME", "MODEL", "SIZE", "SHA256", "LICENCE")]
-    rows += [(e["name"], e["model"], f"{e['bytes'] / 1e6:.1f} MB", e["sha256"][:12], e["licence"]) for e in entries]
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    rows = [("NAME", "MODEL", "SIZE", "SHA256", "THERE", "LICENCE")]
+    rows += [
+        (e["name"], e["model"], f"{e['bytes'] / 1e6:.1f} MB", e["sha256"][:12], e["there"], e["licence"])
+        for e in entries
+    ]
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
     for row in rows:
-        print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]))
+        print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[5]]))
 
 
 @weights_app.command("import")
@@ -678,6 +689,9 @@ def _proposals(
         list[str] | None, _row("--set NAME=NUMBER", "An option of the source, as in points_per_side=16.")
     ] = None,
     device: Annotated[str, _row("--device NAME", "Where SAM runs: auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    embeddings: Annotated[
+        bool, _row("--embeddings", "Features of SAM's encoder, which SAM-SR v3 reads, instead of proposals.")
+    ] = False,
     allow_large: Annotated[bool, _row("--allow-large", "Read pictures beyond 250 megapixels.")] = False,
     as_json: Json = False,
     quiet: Annotated[bool, _row("-q, --quiet", "Print errors only, no progress bar.")] = False,
@@ -699,6 +713,7 @@ def _proposals(
         device=device,
         options=options,
         allow_large=allow_large,
+        embeddings=embeddings,
     )
     talk = _Talk(as_json, quiet)
     failed = kept = 0
@@ -740,6 +755,14 @@ def _evaluate(
     ] = None,
     table: Annotated[
         str | None, _output("--table NAME", "One of the thesis' tables, thesis-4.1 to thesis-4.6, anew; needs BIG.")
+    ] = None,
+    guided_weights: Annotated[
+        list[Path] | None,
+        _method(
+            "--guided-weights FILE",
+            "With --table: weights of a row that SAM-SR v2 or v3 guides, which is a network of its own and named in "
+            "the file; give it again for more.",
+        ),
     ] = None,
     model: Models = None,
     weights: Weights = None,
@@ -793,7 +816,14 @@ def _evaluate(
     )
     try:
         measured = evaluate_command(
-            data or [], choices, coarse=coarse or [], masks=masks or [], table=table, limit=limit, out=out
+            data or [],
+            choices,
+            coarse=coarse or [],
+            masks=masks or [],
+            table=table,
+            guided_weights=guided_weights or [],
+            limit=limit,
+            out=out,
         )
     except KeyboardInterrupt as interrupt:
         _stderr("interrupted" + ("; the same command goes on from here" if out is not None else ""))
@@ -816,6 +846,11 @@ def _train(
     ] = Path(),
     model: Annotated[str | None, _row("--model NAME", "Network: crm-s or crm-r50. Default: the recipe's.")] = None,
     initial: Annotated[Path | None, _row("--initial FILE", "Weights to start from. Default: the recipe's.")] = None,
+    proposals: Annotated[
+        str | None,
+        _row("--proposals SOURCE", "What guides a model such as crm-s+v2.1, e.g. sam-vit-b; v3 reads its features."),
+    ] = None,
+    sam_checkpoint: SamCheckpoint = None,
     loss: Annotated[str | None, _row("--loss TERMS", 'Weighted terms, as in "bce + 0.5*l1".')] = None,
     steps: Annotated[int | None, _row("--steps NUMBER", "Steps in all.")] = None,
     batch: Annotated[int | None, _row("--batch NUMBER", "Crops of a step.")] = None,
@@ -848,6 +883,7 @@ def _train(
     from refine.training.command import train_command
 
     given: dict[str, Any] = {"model": model, "loss": loss, "steps": steps, "batch": batch, "seed": seed}
+    given |= {"proposals": proposals, "sam_checkpoint": sam_checkpoint}
     given["initial"] = str(initial) if initial is not None else None
     given["data"] = [str(folder) for folder in data] if data else None
     try:
@@ -872,6 +908,37 @@ def _train(
         _stderr(": ".join(filter(None, ("interrupted", _one_line(interrupt)))))
         raise typer.Exit(130) from interrupt
     print(weights)
+
+
+@app.command("coarse-masks")
+def _coarse_masks(
+    folders: Annotated[list[Path], _row("DIR...", "Folders of pictures with their truths.")],
+    out: Annotated[Path, _row("-o, --out FOLDER", "Where copies of them go, with coarse masks beside them.")],
+    pretrained: Annotated[Path, _row("--pretrained FILE", "MobileNetV2's features: mobilenetv2.npz.")],
+    folds: Annotated[int, _row("--folds NUMBER", "Parts of the data, each predicted by networks of the others.")] = 4,
+    steps: Annotated[int, _row("--steps NUMBER", "Of 24 pictures, for each network.")] = 700,
+    seed: Annotated[int, _row("--seed NUMBER", "Of all that is drawn.")] = 0,
+    quiet: Annotated[bool, _row("-q, --quiet", "Print errors and the last line only.")] = False,
+) -> None:
+    """Coarse masks as networks predict them, of pictures that they have not learnt from, to train a refiner on.
+
+    A recipe takes them by a share of coarse masks of kind "given".
+    """
+    from refine.models.crm_s import Trunk
+    from refine.training.networks import predict_masks
+    from refine.training.pretrained import load_mobilenet_v2
+
+    trunk = Trunk(3)
+    load_mobilenet_v2(trunk, pretrained)
+    written = 0
+    for done in predict_masks(folders, out, trunk, folds=folds, steps=steps, seed=seed):
+        written += done.written
+        if not quiet:
+            _stderr(
+                f"part {done.fold + 1} of {folds}, step {done.step}: {done.written} of {done.pictures} predictions "
+                f"written, mean IoU {done.mean_iou:.3f}; {done.seconds:.0f} s"
+            )
+    print(f"{out}  ({written} coarse masks)")
 
 
 @app.command("compare")

@@ -259,6 +259,11 @@ def guided_model(model: str, guidance: str | None) -> str:
     return f"{model}+{guidance.removeprefix('sam-sr-')}"
 
 
+def is_guided(model: str | None, guidance: str | None) -> bool:
+    """Whether guidance takes part: a version is named, or the model has one."""
+    return guidance not in (None, "none") or "+" in (model or "")
+
+
 _UNITS: Final = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 

@@ -114,7 +114,12 @@ class LerpAxis:
 
         Positions are computed in float64 (an index of 80,000 px keeps its place within the cell); weights are float32.
         """
-        at = (torch.arange(queries, dtype=torch.float64) + 0.5) * (samples / queries) / pitch - 0.5
+        return cls.at((torch.arange(queries, dtype=torch.float64) + 0.5) * (samples / queries) / pitch, cells)
+
+    @classmethod
+    def at(cls, places: Tensor, cells: int) -> "LerpAxis":
+        """The axis of ``places`` (n,) float64, in cells from the map's edge, so that a cell's centre is half one."""
+        at = places - 0.5
         angle = 2 * torch.pi * (at - at.floor())
         at = at.clamp(0, cells - 1)
         low = at.floor().clamp(max=max(cells - 2, 0))

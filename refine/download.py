@@ -30,6 +30,13 @@ class Published:
     def size(self) -> str:
         return f"{self.bytes / 1e6:.0f} MB"
 
+    @property
+    def there(self) -> str:
+        """Whether it is kept, by its size alone: "downloaded", "no" or "damaged"; `fault` reads all of it."""
+        if not self.path.is_file():
+            return "no"
+        return "downloaded" if self.path.stat().st_size == self.bytes else "damaged"
+
     def fault(self) -> str | None:
         """What is wrong with the file that is kept; None where it is whole."""
         if not self.path.is_file():

@@ -10,13 +10,16 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from refine.coords import LerpAxis
 from refine.errors import InputError
 
 SEEN: Final = 1024  # px
 CELL: Final = 16  # px of those
+PARTS: Final = 4  # samples of a mask along a cell's side
 SHAPE: Final = (256, SEEN // CELL, SEEN // CELL)
 
 
@@ -62,9 +65,23 @@ class Embedding:
 
     def axes(self, size: tuple[int, int], stride: int) -> tuple[LerpAxis, LerpAxis]:
         """Where the cells of ``stride`` px of the picture at ``size`` (h, w) lie among those `inside`."""
-        rows, columns = (
-            # One of SAM's cells spans `pitch` of these, which are their own samples.
-            LerpAxis.between(count := -(-length // stride), count, length * CELL / (stride * seen), cells)
-            for length, seen, cells in zip(size, self.seen, self.cells, strict=True)
+        centres = (
+            (torch.arange(-(-length // stride), dtype=torch.float64) + 0.5) * (stride * side / length)
+            for length, side in zip(size, self.size, strict=True)
         )
+        places = self.places(*centres)
+        rows, columns = (LerpAxis.at(at, cells) for at, cells in zip(places, self.cells, strict=True))
         return rows, columns
+
+    def places(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """Where rows (n,) and columns (m,), in px of the picture from its edge, lie in cells from it, float64."""
+        (height, width), (seen_height, seen_width) = self.size, self.seen
+        return rows * (seen_height / (CELL * height)), columns * (seen_width / (CELL * width))
+
+    def parts(self, mask: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The means (4 n, 4 m) of a mask (h, w) of the picture as it is `seen`; it continues as at its last pixels."""
+        margins = ((0, n * CELL - side) for n, side in zip(self.cells, mask.shape, strict=True))
+        rows, columns = (n * PARTS for n in self.cells)
+        side = CELL // PARTS
+        means = np.pad(mask, tuple(margins), "edge").reshape(rows, side, columns, side).mean((1, 3))
+        return np.asarray(means, np.float32)

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from refine.blocks import Blocks
-from refine.config import EMBEDDED, UNTRAINED, Options, guided_model
+from refine.config import EMBEDDED, UNTRAINED, Options, guided_model, source_and_options
 from refine.decode import decode
 from refine.devices import peak_memory, resolve_device, resolve_dtype, return_freed_memory, share_threads
 from refine.errors import OptionError, one_of
@@ -29,12 +29,14 @@ from refine.features import latent_at, whole_latent, with_deep
 from refine.frame import Frame, View, scaled
 from refine.guard import Guard
 from refine.guidance import Encoder, Proposals, ProposalSource
+from refine.guidance.cache import Cached
 from refine.guidance.guide import Guided, by_embedding, by_points, by_proposals
+from refine.guidance.sam_memory import PEAK
 from refine.io import PathLike, Source
 from refine.loading import load_network
 from refine.methods import METHODS
 from refine.models import PRESETS, DeepNetwork
-from refine.plan import Plan, plan
+from refine.plan import GIB, Plan, plan
 from refine.planes import Constant, Held, Interpolated, Plane
 from refine.prepare import Pair, mask_plane, prepare
 from refine.regions import Grid, Selection, at_next, bounding_boxes, dense, margin, read_by_next, select
@@ -106,7 +108,7 @@ class Refiner:
         self.device = resolve_device(device)
         self.dtype = resolve_dtype(dtype, self.device)
         network, self.spec, self.weights_sha256 = load_network(model, weights)
-        self._opened: tuple[tuple[str, str | None], ProposalSource] | None = None
+        self._opened: tuple[tuple[str, str | None], Cached] | None = None
         self.network = network.folded().to(self.device, self.dtype)
 
     def refine(
@@ -136,6 +138,8 @@ class Refiner:
         with torch.inference_mode(), peak_memory(self.device) as peak:
             started = self._now()
             pair = prepare(image, coarse_mask, allow_large=chosen.allow_large)
+            if proposals is None and embedding is None:
+                self._check_seeing(pair, chosen)
             guided = self._guided(pair, chosen, proposals, embedding)
             frame = Frame(guided.image, guided.mask, self.spec.cascade, self.device, embedding=guided.embedding)
             prepared = self._now()
@@ -208,7 +212,8 @@ class Refiner:
         scales, pad = self.spec.cascade.at(*size), self.spec.cascade.pad
         padded = (size[0] + 2 * pad, size[1] + 2 * pad)
         sizes = tuple(scaled(padded, scale) for scale in scales)
-        return plan(self.network, padded, sizes, self._chosen(options), self.dtype, windowed=windowed)
+        chosen = self._chosen(options)
+        return plan(self.network, padded, sizes, chosen, self.dtype, windowed=windowed, guidance=self._seeing(chosen))
 
     def _chosen(self, changes: dict[str, Any]) -> Options:
         """The options of a call, where None is the model's own choice."""
@@ -248,16 +253,42 @@ class Refiner:
         found = proposals if isinstance(proposals, Proposals) else proposals.propose(pair.image)
         return by_proposals(pair.image, pair.mask, found, options)
 
+    def _seeing(self, options: Options) -> int:
+        """Bytes that Segment Anything takes to look at a picture, if it guides."""
+        if options.guidance is None:
+            return 0
+        name, _ = source_and_options(options.proposals)
+        if name == "sam":
+            name = self._source(options.proposals, options.sam_checkpoint).name
+        return PEAK.get(name, 0)
+
+    def _check_seeing(self, pair: Pair, options: Options) -> None:
+        """Raises `OptionError` where Segment Anything has to look at a picture and takes more than is allowed."""
+        cap, needed = options.max_bytes, self._seeing(options)
+        if cap is None or needed <= cap or not pair.mask.any():
+            return
+        features = options.guidance not in (UNTRAINED, "sam-sr-v2.1")
+        if not self._source(options.proposals, options.sam_checkpoint).is_kept(pair.image, features=features):
+            raise OptionError(
+                f"max_memory of {cap / GIB:.2f} GiB is too little for Segment Anything to look at a picture: "
+                f"{options.proposals} takes {needed / GIB:.2f} GiB; allow more, or have refine-cli proposals "
+                f"{'--embeddings ' if features else ''}look at it beforehand, without a limit"
+            )
+
+    @property
+    def guidance(self) -> str | None:
+        """The version of SAM-SR that guides calls which name none."""
+        return self._chosen({}).guidance
+
     def open_proposals(self) -> None:
         """Open what the options say finds proposals, if they are guided by any, now rather than at the first picture.
 
         Raises `OptionError` or `WeightsError` where that cannot be.
         """
-        options = self._chosen({})
-        if options.guidance is not None:
-            self._source(options.proposals, options.sam_checkpoint)
+        if self.guidance is not None:
+            self._source(self.options.proposals, self.options.sam_checkpoint)
 
-    def _source(self, proposals: str, checkpoint: str | None) -> ProposalSource:
+    def _source(self, proposals: str, checkpoint: str | None) -> Cached:
         """The source of an option, opened once."""
         from refine.guidance.sources import kept_source  # of libraries that are slow to import
 

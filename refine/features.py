@@ -13,7 +13,6 @@ from torch import Tensor
 
 from refine.blocks import FINE, Blocks
 from refine.coords import Axis
-from refine.embedding import CELL
 from refine.frame import View
 from refine.models import DeepNetwork, Network
 from refine.planes import Held, Interpolated
@@ -74,10 +73,8 @@ def with_deep(network: DeepNetwork, view: View, *, dtype: torch.dtype) -> View:
     """The view with the deep map of the whole picture and its mask at this scale."""
     embedding = view.frame.embedding
     assert embedding is not None
-    (height, width), (n, m) = embedding.seen, embedding.cells
-    mask = view.frame.resized(view.mask, embedding.seen).read(Window(0, height, 0, width))
-    mask = np.pad(mask, ((0, n * CELL - height), (0, m * CELL - width)), "edge")
-    mask = 2 * mask.reshape(4 * n, CELL // 4, 4 * m, CELL // 4).mean((1, 3)) - 1
+    height, width = embedding.seen
+    mask = 2 * embedding.parts(view.frame.resized(view.mask, embedding.seen).read(Window(0, height, 0, width))) - 1
     given = (embedding.inside[None], mask[None, None])
     maps = (torch.tensor(x, dtype=dtype, device=view.frame.device) for x in given)
     deep = network.deep(*(x.contiguous(memory_format=torch.channels_last) for x in maps))

@@ -29,7 +29,8 @@ class Plan:
 
     size: (H, W) px; scales: sizes of the cascade's inputs; tile: px of scaled picture that are refined at once, halo
     excluded; windowed: whether files are read and written by windows. Bytes: picture, for what grows with the
-    picture; working, for a tile; cap, what is allowed, or None.
+    picture; working, for a tile; guidance, what Segment Anything takes before, where it has to look at the picture;
+    cap, what is allowed, or None.
     """
 
     size: tuple[int, int]
@@ -40,10 +41,11 @@ class Plan:
     picture: int
     working: int
     cap: int | None
+    guidance: int = 0
 
     @property
     def peak(self) -> int:
-        """Bytes expected over what the process holds before."""
+        """Bytes that the cascade is expected to take over what the process holds before."""
         return LEAST + self.picture + self.working
 
     @property
@@ -64,6 +66,10 @@ class Plan:
             f"{self.picture / GIB:.2f} for the picture, {self.working / GIB:.2f} for a tile"
             + ("" if self.cap is None else f"; at most {self.cap / GIB:.2f} GiB"),
         ]
+        if self.guidance:
+            lines.append(
+                f"before, Segment Anything takes {self.guidance / GIB:.2f} GiB, where what it finds is not kept yet"
+            )
         return "\n".join(lines)
 
 
@@ -75,10 +81,12 @@ def plan(
     dtype: torch.dtype,
     *,
     windowed: bool = False,
+    guidance: int = 0,
 ) -> Plan:
     """Sizes to refine a picture of ``size`` (H, W) with, under ``options.max_memory`` if that is given.
 
-    scales: (h, w) of the inputs, border included. windowed: the picture and its masks stay in files.
+    scales: (h, w) of the inputs, border included. windowed: the picture and its masks stay in files. guidance: bytes,
+    see `Plan`; they are told, and held to the cap only where it is known that nothing is kept, by the refiner.
 
     Raises `OptionError`: nothing fits under the cap; the message states the least that does.
     """
@@ -86,7 +94,9 @@ def plan(
     cap = options.max_bytes
 
     def at(tile: int) -> Plan:
-        return Plan(size, scales, tile, network.halo, windowed, picture, _working(network, scales, tile, dtype), cap)
+        return Plan(
+            size, scales, tile, network.halo, windowed, picture, _working(network, scales, tile, dtype), cap, guidance
+        )
 
     longest = max(max(s) for s in scales)
     if options.tile is not None:

@@ -1,4 +1,4 @@
-"""Proposals of every picture of a folder, into the cache; what is there already is not found again."""
+"""Proposals or features of every picture of a folder, into the cache; what is there already is not found again."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from refine.errors import FileError, InputError
-from refine.guidance.cache import Cache
+import numpy as np
+from numpy.typing import NDArray
+
+from refine.errors import FileError, InputError, OptionError
+from refine.guidance.cache import Cache, encoder_of
 from refine.guidance.proposals import ProposalSource
 from refine.guidance.sources import open_source
 from refine.io import IMAGE_SUFFIXES, PathLike, read_image
@@ -19,7 +22,8 @@ class Done:
     """What became of one picture."""
 
     picture: Path
-    proposals: int = 0
+    proposals: int | None = None
+    """How many; None where features were wanted."""
     seconds: float = 0.0
     kept: bool = False
     """Whether they were there already."""
@@ -29,13 +33,22 @@ class Done:
 
 @dataclass(frozen=True)
 class Precompute:
-    """Pictures whose proposals are wanted, what finds them, and where they are kept."""
+    """Pictures whose proposals are wanted, what finds them, and where they are kept.
+
+    Raises `OptionError` for features of a source that has none.
+    """
 
     paths: list[Path]
     source: ProposalSource
     cache: Cache
     allow_large: bool = False
     """Read pictures beyond 250 megapixels."""
+    embeddings: bool = False
+    """Whether the features of the source's encoder are wanted instead, which SAM-SR v3 reads."""
+
+    def __post_init__(self) -> None:
+        if self.embeddings:
+            encoder_of(self.source)
 
     @classmethod
     def of(
@@ -48,18 +61,21 @@ class Precompute:
         device: str = "auto",
         options: Mapping[str, float] | None = None,
         allow_large: bool = False,
+        embeddings: bool = False,
     ) -> Self:
         """The pictures of a folder, as `refine.pairs.find_images` has them, and a source by its name.
 
         out: the cache's folder; None is `refine.download.cache_dir`. The others: `refine.guidance.sources.open_source`.
 
         Raises FileError: there is no such folder, no picture in it, or the cache cannot be written.
-        Raises OptionError, WeightsError: as `open_source`.
+        Raises OptionError, WeightsError: as `open_source`, and for options of proposals where features are wanted.
         """
+        if embeddings and options:
+            raise OptionError(f"{', '.join(options)}: features do not depend on options of proposals; leave them out")
         paths = find_images(folder, IMAGE_SUFFIXES)
         cache = Cache(out)
         opened = open_source(source, sam_checkpoint=sam_checkpoint, device=device, options=options)
-        return cls(paths, opened, cache, allow_large)
+        return cls(paths, opened, cache, allow_large, embeddings)
 
     def run(self) -> Iterator[Done]:
         """What became of each picture; a bad one does not end the others.
@@ -73,10 +89,20 @@ class Precompute:
             except (FileError, InputError) as error:
                 yield Done(path, error=str(error))
                 continue
-            kept = self.cache.kept_proposals(self.source, image)
             try:
-                found = self.cache.proposals(self.source, image) if kept is None else kept
+                proposals, kept = self._found(image)
             except InputError as error:  # what the source cannot see; a cache that fails, fails for all
                 yield Done(path, error=str(error))
                 continue
-            yield Done(path, len(found), time.perf_counter() - started, kept is not None)
+            yield Done(path, proposals, time.perf_counter() - started, kept)
+
+    def _found(self, image: NDArray[np.uint8]) -> tuple[int | None, bool]:
+        """How many proposals a picture has, None of features; and whether they were there."""
+        if self.embeddings:
+            encoder = encoder_of(self.source)
+            there = self.cache.kept_embedding(encoder, image) is not None
+            if not there:
+                self.cache.embedding(encoder, image)
+            return None, there
+        kept = self.cache.kept_proposals(self.source, image)
+        return len(self.cache.proposals(self.source, image) if kept is None else kept), kept is not None

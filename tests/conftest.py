@@ -1,6 +1,6 @@
 """What several test modules share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -51,6 +51,18 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
     return run
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """On a shared processor the threads of a small operation mostly wait for each other."""
+    import torch
+
+    before = torch.get_num_threads(), cv2.getNumThreads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before[0])
+    cv2.setNumThreads(before[1])
+
+
 def disc(size: tuple[int, int] = (120, 160), radius: float = 40) -> np.ndarray:
     """A truth (H, W) in the middle of a picture."""
     y, x = np.mgrid[: size[0], : size[1]]
@@ -75,8 +87,11 @@ def with_statistics(network):
     return network.eval()
 
 
-def small_sam(seed: int = 0, *, side: int = 256, width: int = 32, depth: int = 2):
-    """Segment Anything as its library builds it, with random weights and a small encoder."""
+def small_sam(seed: int = 0, *, side: int = 256, width: int = 32, depth: int = 2, far: bool = True):
+    """Segment Anything as its library builds it, with random weights and a small encoder.
+
+    far: its last block sees all cells, not those of a window alone.
+    """
     import torch
     from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
@@ -89,7 +104,7 @@ def small_sam(seed: int = 0, *, side: int = 256, width: int = 32, depth: int = 2
             num_heads=2,
             norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
             use_rel_pos=True,
-            global_attn_indexes=(depth - 1,),
+            global_attn_indexes=(depth - 1,) if far else (),
             window_size=14,
         )
         transformer = TwoWayTransformer(depth=2, embedding_dim=256, num_heads=8, mlp_dim=2048)
@@ -114,6 +129,16 @@ def sam_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     path = tmp_path_factory.mktemp("sam") / "small.pth"
     torch.save(small_sam().state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def large_sam_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of one that sees 1024 px, as those published do, so that its features have their shape."""
+    import torch
+
+    path = tmp_path_factory.mktemp("sam") / "large.pth"
+    torch.save(small_sam(side=1024, width=16, depth=1, far=False).state_dict(), path)
     return path
 
 

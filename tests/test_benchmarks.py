@@ -1,7 +1,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,16 +18,6 @@ SIZE = 4.8e-5  # megapixels of that shape
 REFERENCED = Case(REFERENCE, "float32", "published", SIZE)
 EXACT = Case("crm-r50", "float32", "dense", SIZE)
 SMALL = Case("crm-s", "bfloat16", "contour", SIZE)
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """On a shared processor the threads of a small operation mostly wait for each other."""
-    before = torch.get_num_threads(), cv2.getNumThreads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before[0])
-    cv2.setNumThreads(before[1])
 
 
 class TestInputs:

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 import refine
 from refine import io
 from refine.checkpoint import manifest as shipped
+from refine.download import PUBLISHED
 from refine.errors import FileError, InputError, OptionError, RefineError, WeightsError
 
 Fake = Callable[..., types.ModuleType]
@@ -616,14 +617,35 @@ def checkpoint(fake: Fake) -> types.ModuleType:
     return fake("refine.checkpoint", manifest=lambda: [Entry()], weights_dir=lambda: Path("w"))
 
 
+@pytest.fixture
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty cache folder."""
+    monkeypatch.setenv("REFINE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.mark.usefixtures("cache")
 def test_weights_list_is_a_table(run: Run, checkpoint: types.ModuleType) -> None:
-    heading, row = run("weights", "list").out.splitlines()
-    assert heading.split() == ["NAME", "MODEL", "SIZE", "SHA256", "LICENCE"]
-    assert row.split(maxsplit=5) == ["crm-s", "crm-s", "12.3", "MB", "0123456789ab", "CC BY"]
+    heading, row, *others = run("weights", "list").out.splitlines()
+    assert heading.split() == ["NAME", "MODEL", "SIZE", "SHA256", "THERE", "LICENCE"]
+    assert row.split(maxsplit=6) == ["crm-s", "crm-s", "12.3", "MB", "0123456789ab", "ships", "CC BY"]
+    assert [line.split()[0] for line in others] == list(PUBLISHED) == ["sam-vit-b", "sam-vit-l", "sam-vit-h"]
+    assert others[0].split() == ["sam-vit-b", "segment-anything", "375.0", "MB", "ec2df6273261", "no", "Apache-2.0"]
+
+
+def test_weights_list_says_which_downloads_are_there(run: Run, checkpoint: types.ModuleType, cache: Path) -> None:
+    (cache / "weights").mkdir(parents=True)
+    for name, size in (("sam-vit-b", PUBLISHED["sam-vit-b"].bytes), ("sam-vit-l", 5)):
+        with PUBLISHED[name].path.open("wb") as file:
+            file.truncate(size)  # takes no room
+    entries = {entry["name"]: entry for entry in json.loads(run("weights", "list", "--json").out)}
+    assert [entries[name]["there"] for name in PUBLISHED] == ["downloaded", "damaged", "no"]
+    assert entries["sam-vit-h"]["path"] == str(PUBLISHED["sam-vit-h"].path)
+    assert entries["sam-vit-h"]["url"].startswith("https://")
 
 
 def test_weights_list_as_json_has_every_field(run: Run, checkpoint: types.ModuleType) -> None:
-    (entry,) = json.loads(run("weights", "list", "--json").out)
+    entry, *_ = json.loads(run("weights", "list", "--json").out)
     assert (entry["sha256"], entry["bytes"], entry["data"]) == ("0123456789abcdef", 12_300_000, "ours")
 
 
@@ -700,6 +722,7 @@ def test_evaluate_passes_its_options_on(run: Run, evaluated: dict[str, Any]) -> 
     assert evaluated == {
         "data": [Path("a"), Path("b")],
         "choices": [{"model": "crm-s", "device": "cpu", "tile": 64, "coarse_decode": "full"}],
+        "guided_weights": [],
         "coarse": [Path("c")],
         "masks": [Path("d")],
         "table": None,

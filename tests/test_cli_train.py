@@ -102,6 +102,13 @@ def test_options_are_fields_of_the_recipe(cli, called):
     )
 
 
+def test_what_guides_crops_is_an_option_and_its_file_lies_where_it_says(cli, called):
+    words = ["--model", "crm-s+v3.2", "--proposals", "sam-vit-b", "--sam-checkpoint", "there/sam.pth"]
+    cli("--data", "data", "-o", "run", "--root", "elsewhere", *words)
+    assert (called["recipe"].proposals, called["recipe"].sam_checkpoint) == ("sam-vit-b", "there/sam.pth")
+    assert called["recipe"].as_dict()["sam_checkpoint"] == "sam.pth"
+
+
 def test_weights_to_start_from_are_given_by_their_file(cli, called):
     cli("--recipe", "crm-s", "--data", "data", "--initial", "mine.safetensors", "-o", "run")
     assert (called["recipe"].initial, called["recipe"].pretrained) == ("mine.safetensors", "")

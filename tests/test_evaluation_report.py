@@ -223,6 +223,18 @@ def test_a_strip_frames_the_crop_where_the_masks_differ():
     assert not (red | green)[:, 2 * 488 :].any()
 
 
+def test_a_mask_that_is_cut_by_the_border_has_no_contour_along_it():
+    image = np.full((300, 400, 3), 200, np.uint8)
+    coarse = np.zeros((300, 400), bool)
+    coarse[:, :150] = True
+    truth = coarse.copy()
+    truth[:, 150:160] = True
+    panels = np.split(strip(image, coarse, truth, truth), 3, axis=1)
+    for panel in panels[1:]:
+        assert (panel[:480, 0] == 200).all(), "left of the contours, at the crop's own border"
+        assert (panel[:480, :480] != 200).any()
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (1, 50), (70, 3)])
 def test_a_strip_of_equal_masks_is_the_whole_alone(shape):
     mask = np.ones(shape, bool)

@@ -1,8 +1,10 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from conftest import FakeRefiner, Run, write_set
 
+from refine import checkpoint
 from refine.config import Options
 from refine.errors import FileError, OptionError, WeightsError
 from refine.evaluation import Row, Score
@@ -10,6 +12,7 @@ from refine.evaluation.items import Item
 from refine.evaluation.published import PUBLISHED, SOURCES, TABLES, printed, source_called
 from refine.evaluation.run import Measured
 from refine.evaluation.thesis import Thesis, thesis_work
+from refine.models import PRESETS, preset
 
 CHOICE = {"model": "crm-r50"}
 FOLDERS = {"fcn8s": "FCN-8s", "deeplabv3plus": "DeepLabV3+", "RefineNet": "RefineNet", "big_psp": "PSPNet"}
@@ -83,7 +86,7 @@ def test_every_row_of_a_table_is_there_and_guidance_is_not_available(name):
     for method in TABLES[name].methods:
         assert method.name in rows
         guided = "guidance" in (method.options or {})
-        assert (f"{method.name}: not available, there is no option 'guidance'." in table.note) == guided
+        assert (f"{method.name}: not available, there is no option 'guidance'" in table.note) == guided
 
 
 @pytest.mark.usefixtures("unguided")
@@ -151,6 +154,113 @@ def test_a_method_without_guidance_that_cannot_be_made_is_an_error(fake_refiner,
     monkeypatch.setattr(FakeRefiner, "__init__", missing)
     with pytest.raises(WeightsError):
         Thesis("thesis-4.3", CHOICE)
+
+
+# Rows that Segment Anything guides
+
+GUIDED_MODELS = {
+    "SAM-SR-v1": "crm-r50",
+    "SAM-SR-v2.1": "crm-r50+v2.1",
+    "SAM-SR-v2.2": "crm-r50+v2.2",
+    "SAM-SR-v3.1": "crm-s+v3.1",
+    "SAM-SR-v3.2": "crm-s+v3.2",
+    "SAM-SR-v3.3": "crm-s+v3.3",
+    "SAM-SR-v3.4": "crm-s+v3.4",
+    "SAM-SR-v2.1, optimized": "crm-r50+v2.1",
+}
+
+
+@pytest.fixture
+def weighty(monkeypatch, fake_refiner):
+    """A refiner whose guided networks need a file, and guidance that needs nothing."""
+    made = FakeRefiner.__init__
+
+    def checked(self, **options):
+        if "+" in options["model"] and options["weights"] is None:
+            raise WeightsError(f"no weights named {options['model']!r} ship with refine (crm-s do); give a file")
+        made(self, **options)
+
+    monkeypatch.setattr(FakeRefiner, "__init__", checked)
+    monkeypatch.setattr(FakeRefiner, "open_proposals", lambda self: None, raising=False)
+    monkeypatch.setattr("refine.download.find", lambda name: name)
+
+
+def weights_of(tmp_path, *models):
+    """Files that say which model they are of."""
+    paths = []
+    for model in models:
+        paths.append(tmp_path / f"{model}.safetensors")
+        checkpoint.save(paths[-1], {"a": torch.zeros(1)}, spec=preset(model).as_dict())
+    return paths
+
+
+def guided_methods(name):
+    return [method.name for method in TABLES[name].methods if "guidance" in (method.options or {})]
+
+
+@every_table
+@pytest.mark.usefixtures("weighty")
+def test_every_guided_row_is_made_by_its_own_network(name, tmp_path):
+    models = {GUIDED_MODELS[method] for method in guided_methods(name)} - {"crm-r50"}
+    thesis = Thesis(name, {**CHOICE, "weights": "crm.pth"}, guided=weights_of(tmp_path, *models))
+    assert thesis.absent == {}
+    measured = [method.name for method in TABLES[name].methods if method.options is not None]
+    for method, made in zip(measured, FakeRefiner.made, strict=True):
+        model = GUIDED_MODELS.get(method, "crm-r50")
+        assert model in PRESETS
+        assert made["model"] == model
+        assert str(made["weights"]) == ("crm.pth" if model == "crm-r50" else str(tmp_path / f"{model}.safetensors"))
+
+
+@every_table
+def test_a_guided_row_without_weights_says_all_that_it_lacks(name, weighty, monkeypatch):
+    def missing(name):
+        raise WeightsError(f"cache/{name}: the weights {name!r} are missing; download them")
+
+    monkeypatch.setattr("refine.download.find", missing)
+    monkeypatch.setattr(FakeRefiner, "open_proposals", lambda self: missing("sam-vit-b"))
+    thesis = Thesis(name, CHOICE | {"weights": "crm.pth"})
+    assert list(thesis.absent) == guided_methods(name)
+    note = thesis.result(found(thesis, rows_of(FOLDERS))).note
+    sam = "cache/sam-vit-b: the weights 'sam-vit-b' are missing"
+    for method in guided_methods(name):
+        model = GUIDED_MODELS[method]
+        own = "" if model == "crm-r50" else f"no weights named {model!r} ship with refine (crm-s do); "
+        assert f"{method}: not available, {own}{sam}." in note
+    assert ("--guided-weights FILE" in note) == bool(guided_methods(name))
+
+
+@pytest.mark.usefixtures("weighty")
+def test_with_sam_at_hand_it_is_not_among_what_is_missing():
+    thesis = Thesis("thesis-4.4", CHOICE | {"weights": "crm.pth", "sam_checkpoint": "sam.pth"})
+    assert thesis.absent["SAM-SR-v2.1"] == "no weights named 'crm-r50+v2.1' ship with refine (crm-s do)"
+
+
+@pytest.mark.usefixtures("weighty")
+def test_weights_that_no_row_takes_are_an_error(tmp_path):
+    with pytest.raises(OptionError, match=r"thesis-4\.3 has no row for the weights .* of crm-r50\+v2\.1"):
+        Thesis("thesis-4.3", CHOICE, guided=weights_of(tmp_path, "crm-r50+v2.1"))
+    twice = weights_of(tmp_path, "crm-r50+v2.1") * 2
+    with pytest.raises(OptionError, match="are both of"):
+        Thesis("thesis-4.4", CHOICE, guided=twice)
+    torch.save({"a": torch.zeros(1)}, tmp_path / "published.pth")
+    with pytest.raises(WeightsError, match="does not say which model it is of; import it"):
+        Thesis("thesis-4.4", CHOICE, guided=[tmp_path / "published.pth"])
+
+
+def test_guided_weights_go_with_a_table(tmp_path, run: Run, fake_refiner):
+    write_set(tmp_path / "data")
+    outcome = run("evaluate", "data", "--guided-weights", "w.safetensors")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "--guided-weights belong to a --table" in outcome.err
+
+
+@pytest.mark.usefixtures("unguided")
+def test_what_stays_without_figures_is_told_before_the_work(tmp_path, run: Run):
+    write_set(tmp_path / "big" / "pspnet")
+    outcome = run("evaluate", "big", "--table", "thesis-4.6", "--weights", "w.pth")
+    assert outcome.code == 0
+    assert outcome.err.startswith("warning: SAM-SR-v2.1, optimized stays without figures: there is no option")
 
 
 def items(tmp_path, *sets):

@@ -40,10 +40,10 @@ def relative(folder: Path, paths: Sequence[Path]) -> list[str]:
 
 # Layouts: the pairs that must be found, and files beside them that are in none.
 LAYOUTS = {
-    "big": ([("b_im.jpg", "b_gt.png"), ("c_im.png", "c_gt.png")], ["b_seg.png", "c_mask.png", "d_im.jpg"]),
+    "big": ([("b_im.jpg", "b_gt.png"), ("c_im.png", "c_gt.png")], ["a_seg.png", "c_mask.png", "d_im.jpg"]),
     "big with several truths": ([("a_im.jpg", "a_gt0.png"), ("a_im.jpg", "a_gt1.png"), ("b_im.jpg", "b_gt.png")], []),
     "big in sub-folders": ([("one/a_im.jpg", "one/a_gt.png"), ("two/a_im.jpg", "two/a_gt.png")], []),
-    "truths with an ending": ([("a.jpg", "a_gt.png"), ("b.png", "b_gt.png")], ["b_seg.png"]),
+    "truths with an ending": ([("a.jpg", "a_gt.png"), ("b.png", "b_gt.png")], ["c_seg.png"]),
     "msra-10k": ([(f"MSRA10K_Imgs_GT/Imgs/{i}.jpg", f"MSRA10K_Imgs_GT/Imgs/{i}.png") for i in (12, 7)], []),
     "fss-1000": (
         [(f"{kind}/{i}.jpg", f"{kind}/{i}.png") for kind in ("abacus", "camera", "mask") for i in (1, 2)],
@@ -86,6 +86,18 @@ LAYOUTS = {
         ["JPEGImages/480p/bear/00002.jpg", "JPEGImages/1080p/bear/00000.jpg", "Annotations/240p/bear/00000.png"],
     ),
 }
+
+
+def test_coarse_masks_belong_to_the_picture_they_lie_beside(tmp_path):
+    write(tmp_path, "a_im.jpg", "a_gt.png", "a_seg1.png", "a_seg0.png", "b.jpg", "b.png", "b_seg.png", "c_seg.png")
+    write(tmp_path, "d.jpg", "d.png", "other/d_seg.png")
+    found = survey(tmp_path)
+    assert {pair.image.stem: relative(tmp_path, pair.coarse) for pair in found.pairs} == {
+        "a_im": ["a_seg0.png", "a_seg1.png"],
+        "b": ["b_seg.png"],
+        "d": [],
+    }
+    assert relative(tmp_path, found.left_out) == ["c_seg.png", "other/d_seg.png"]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -332,7 +344,9 @@ def test_no_recipe_trains_on_a_held_out_picture(shared, recipe):
     data = shared / "data"
     if not (data / "heldout").is_dir():
         pytest.skip("the folder ../shared/data/heldout with real photographs is not here")
-    folders = [data / name for name in tomllib.loads(recipe.read_text(encoding="utf-8")).get("data", ())]
+    named = tomllib.loads(recipe.read_text(encoding="utf-8")).get("data", ())
+    # Folders networks/... are copies of train/... with masks that `refine-cli coarse-masks` made.
+    folders = [data / name.replace("networks/", "train/") for name in named]
     if not folders:
         pytest.skip("the recipe names no folders")
     training = [pair.image for folder in folders if folder.is_dir() for pair in find_pairs(folder)]

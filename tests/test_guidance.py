@@ -8,9 +8,11 @@ from PIL import Image
 
 import refine
 from refine import checkpoint
+from refine.cli import _choices
 from refine.config import Options, guided_model
 from refine.errors import OptionError, WeightsError
 from refine.guidance import Proposal, Proposals
+from refine.guidance.cache import Cache, Cached
 from refine.guidance.superpixels import Felzenszwalb
 from refine.models import PRESETS, build
 from refine.training.recipe import Recipe
@@ -74,6 +76,43 @@ def test_a_skipped_rule_is_told_and_the_coarse_mask_is_refined(refiner):
     np.testing.assert_array_equal(found.probability, refiner.refine(IMAGE, COARSE).probability)
     assert found.report.guidance["skipped"].startswith("deformation 0.")
     assert any("without sam-sr-v1: deformation" in warning for warning in found.report.warnings)
+
+
+@pytest.mark.parametrize("call", ["once", "always"])
+def test_the_sparsity_that_is_allowed_decides_whether_a_mask_with_a_gap_is_replaced(refiner, call):
+    ring = TRUTH & ~disc((120, 160), 30)  # lacks 0.56 of its shape
+    found = {}
+    for sparsity in (0.2, 0.8):
+        options = {"coverage": 0.3, "deformation": 1.0, "sparsity": sparsity, "guidance": "sam-sr-v1"}
+        if call == "once":
+            found[sparsity] = refine.run(IMAGE, ring, proposals=ORACLE, device="cpu", **options)
+        else:
+            found[sparsity] = refine.Refiner(device="cpu", **options).refine(IMAGE, ring, proposals=ORACLE)
+    low, high = found.values()
+    assert low.report.guidance["skipped"].startswith("sparsity 0.")
+    assert low.report.guidance["skipped"].endswith(" is above 0.2")
+    assert any("without sam-sr-v1: sparsity" in warning for warning in low.report.warnings)
+    np.testing.assert_array_equal(low.probability, refiner.refine(IMAGE, ring).probability)
+    assert (high.report.guidance["skipped"], high.report.guidance["kept"]) == ("", 1)
+    assert not high.report.warnings
+    np.testing.assert_array_equal(high.probability, refiner.refine(IMAGE, TRUTH).probability)
+
+
+def test_a_limit_that_segment_anything_cannot_keep_is_refused_unless_what_it_finds_is_kept(
+    refiner, monkeypatch, tmp_path
+):
+    source = Known()
+    kept = Cached(source, Cache(tmp_path))
+    monkeypatch.setattr("refine.guidance.sources.kept_source", lambda *a, **k: kept)
+    limited = {"guidance": "sam-sr-v1", "max_memory": "2GiB"}
+    with pytest.raises(OptionError, match=r"max_memory of 2\.00 GiB .* sam-vit-b takes 2\.45 GiB; allow more, or have"):
+        refiner.refine(IMAGE, COARSE, **limited)
+    assert source.asked == 0
+    assert refiner.refine(IMAGE, COARSE, **limited, proposals=ORACLE).report.guidance["source"] == "test"
+    for options in ({"max_memory": "3GiB"}, {}):  # after the first they are kept
+        refiner.refine(IMAGE, COARSE, **limited | options)
+    assert source.asked == 1
+    refiner._opened = None
 
 
 def test_no_proposals_leave_the_unguided_result(refiner):
@@ -289,6 +328,13 @@ def test_thresholds_are_set_by_name(cache, files, run):
     done = run(*words, "--set", "deformation=0")
     assert done.code == 0
     assert "is above 0" in done.out
+
+
+def test_options_of_guidance_go_to_the_guided_models_of_a_grid():
+    found = _choices(["crm-s", "crm-s+v2.1"], [None], [None], [None], None, weights=None, device=None, proposals="slic")
+    assert [(choice["model"], choice.get("proposals")) for choice in found] == [("crm-s", None), ("crm-s+v2.1", "slic")]
+    with pytest.raises(OptionError, match="--proposals belongs to guidance, and there is none"):
+        _choices(["crm-s"], [None], [None], [None], None, weights=None, device=None, proposals="slic")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import torch
 from conftest import disc, photographed, small_sam
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor
 
+from refine.devices import resolve_dtype
 from refine.errors import InputError, OptionError, WeightsError
 from refine.guidance.cache import Cache
 from refine.guidance.proposals import reduced
@@ -15,7 +16,27 @@ PICTURE = photographed(disc((60, 80), 20))
 
 @pytest.fixture(scope="module")
 def sam(sam_file):
-    return SegmentAnything(sam_file, device="cpu")
+    return SegmentAnything(sam_file, device="cpu", dtype="float32")
+
+
+def test_bfloat16_comes_close_and_is_told_apart_in_the_cache(sam, sam_file):
+    half = SegmentAnything(sam_file, device="cpu", dtype="bfloat16")
+    exact, close = sam.embedding(PICTURE), half.embedding(PICTURE)
+    assert close.dtype == np.float32
+    error = np.abs(close - exact).mean() / np.abs(exact).mean()
+    assert 0 < error < 0.02
+    assert half.encoder_settings() == {**sam.encoder_settings(), "dtype": "bfloat16"} != sam.encoder_settings()
+    answers = [one.prompted(PICTURE).mask([[30, 40]]) for one in (sam, half)]
+    assert np.mean(answers[0][0] == answers[1][0]) > 0.9
+    assert answers[0][1] == pytest.approx(answers[1][1], abs=0.02)
+    assert len(SamProposals(half, EVERYTHING).propose(PICTURE)) > 3
+
+
+def test_the_arithmetic_is_that_of_the_device_if_none_is_asked_for(sam_file):
+    found = SegmentAnything(sam_file, device="cpu")
+    assert found.dtype == resolve_dtype("auto", torch.device("cpu"))
+    with pytest.raises(OptionError, match="dtype='int8' is unknown"):
+        SegmentAnything(sam_file, device="cpu", dtype="int8")
 
 
 def test_proposals_are_those_of_the_library(sam):
@@ -37,8 +58,10 @@ def test_proposals_are_those_of_the_library(sam):
 
 
 def test_points_in_one_batch_do_not_change_proposals(sam):
-    one, many = (SamProposals(sam, EVERYTHING.but("sam", points_per_batch=n)).propose(PICTURE) for n in (1, 16))
-    assert [p.area for p in one] == [p.area for p in many]
+    one, four, many = (
+        SamProposals(sam, EVERYTHING.but("sam", points_per_batch=n)).propose(PICTURE) for n in (1, 0, 16)
+    )
+    assert [p.area for p in one] == [p.area for p in four] == [p.area for p in many]
 
 
 def test_thresholds_that_nothing_passes_leave_no_proposals(sam):
@@ -64,9 +87,8 @@ def test_the_embedding_is_the_librarys(sam):
     np.testing.assert_array_equal(embedding, predictor.get_image_embedding()[0].numpy())
 
 
-def test_a_network_that_sees_1024_px_has_an_embedding_of_64_x_64(tmp_path):
-    torch.save(small_sam(side=1024, width=16, depth=1).state_dict(), tmp_path / "sam.pth")
-    assert SegmentAnything(tmp_path / "sam.pth", device="cpu").embedding(PICTURE).shape == (256, 64, 64)
+def test_a_network_that_sees_1024_px_has_an_embedding_of_64_x_64(large_sam_file):
+    assert SegmentAnything(large_sam_file, device="cpu").embedding(PICTURE).shape == (256, 64, 64)
 
 
 @pytest.mark.parametrize("kept", [False, True])

@@ -21,7 +21,6 @@ from refine.guidance.superpixels import Slic
 from refine.planes import Held
 from refine.regions import bounding_boxes, select
 from refine.tiles import Window
-from refine.training.recipe import Recipe
 
 TRUTH = disc((40, 330), 18)
 IMAGE = photographed(TRUTH)
@@ -219,8 +218,6 @@ def test_what_does_not_fit_is_told(refiner):
         refine.run(IMAGE, COARSE, embedding=FEATURES)
     with pytest.raises(OptionError, match=r"make a refiner of crm-s\+v3\.2"):
         refine.Refiner(device="cpu").refine(IMAGE, COARSE, guidance="sam-sr-v3.2")
-    with pytest.raises(OptionError, match="cannot be trained by a recipe"):
-        Recipe(model=refiner.spec.model, data=("x",), proposals="sam-vit-b")
 
 
 @pytest.mark.parametrize("version", EMBEDDED)

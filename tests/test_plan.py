@@ -8,6 +8,7 @@ import torch
 import refine
 from refine.config import Options, parse_bytes
 from refine.errors import OptionError
+from refine.guidance import sam_memory
 from refine.models import PRESETS, build
 from refine.plan import GIB, LEAST, MIB, SMALLEST, plan
 
@@ -142,3 +143,16 @@ def test_the_refiner_plans_with_its_cascade():
     assert found.size == (1500, 600)
     assert found.scales == ((375, 150), (750, 300), (1500, 600))
     assert refiner.plan((1000, 600)).scales == ((600, 360), (1200, 720))  # seen enlarged
+
+
+def test_what_segment_anything_takes_is_told_apart_from_the_cascade():
+    refiner = refine.Refiner(device="cpu", dtype="float32")
+    plain, guided, given = (
+        refiner.plan((300, 400), **options)
+        for options in ({}, {"guidance": "sam-sr-v1"}, {"guidance": "sam-sr-v1", "proposals": "slic"})
+    )
+    assert (plain.guidance, guided.guidance, given.guidance) == (0, sam_memory.PEAK["sam-vit-b"], 0)
+    assert plain.peak == guided.peak == given.peak
+    assert "before, Segment Anything takes 2.45 GiB, where what it finds is not kept yet" in str(guided)
+    assert "Segment Anything" not in str(plain)
+    assert json.loads(json.dumps(guided.as_dict()))["guidance"] == sam_memory.PEAK["sam-vit-b"]

@@ -51,6 +51,17 @@ def test_a_bad_picture_is_told_and_the_others_are_done(folder, run):
     assert outcome.err.endswith("2 found, 0 kept already, 1 failed; in cache\n")
 
 
+def test_features_are_found_instead_of_proposals(folder, run, sam_file):
+    options = ("--source", "sam", "--sam-checkpoint", str(sam_file), "-o", "cache", "--device", "cpu", "--embeddings")
+    first = run("proposals", "pictures", *options)
+    assert (first.code, first.err) == (0, "2 found, 0 kept already, 0 failed; in cache\n")
+    assert all(line.split("  ")[1].startswith("(features, ") for line in first.out.splitlines())
+    assert {path.parent.name for path in Path("cache").rglob("*.bin")} == {"embeddings"}
+    again = run("proposals", "pictures", *options, "--json")
+    assert [json.loads(line)["status"] for line in again.out.splitlines()] == ["kept", "kept"]
+    assert "proposals" not in json.loads(again.out.splitlines()[0])
+
+
 def test_a_picture_that_sam_cannot_see_is_told(folder, run, sam_file):
     write_image(folder / "thin.png", photographed(disc((4, 40), 2)))
     options = ("--source", "sam", "--sam-checkpoint", str(sam_file), "-o", "cache", "--device", "cpu")
@@ -87,6 +98,12 @@ def test_refined_masks_are_no_pictures(folder, run):
         (("pictures", "--source", "nope", "-o", "cache"), 2, "source='nope' is unknown"),
         (("pictures", "--source", "sam-vit-b", "-o", "cache"), 2, "refine-cli weights get sam-vit-b, or give a local"),
         (("pictures",), 2, "Missing option '--source'"),
+        (
+            ("pictures", "--source", "slic", "-o", "cache", "--embeddings"),
+            2,
+            "proposals='slic' has no features to read",
+        ),
+        (("pictures", *OPTIONS, "--embeddings"), 2, "segments: features do not depend on options of proposals"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(folder, run, monkeypatch, words, code, message):

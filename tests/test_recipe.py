@@ -57,6 +57,7 @@ def test_a_schedule_of_steps_falls_by_ten_at_each_milestone():
         ({"schedule": "steps"}, "milestones belong to the schedule 'steps', which needs some"),
         ({"milestones": (5,)}, "milestones belong to the schedule 'steps'"),
         ({"augment": "none"}, "augment='none' is unknown"),
+        ({"augment": "published", "coarse": {"given": 1.0}}, "leave 'given' out of coarse"),
         ({"store": "int8"}, "store='int8' is unknown"),
         ({"loss": "bce + 0.5*nonsense"}, "nonsense"),
         ({"loss": 3}, "loss=3"),

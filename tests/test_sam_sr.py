@@ -124,6 +124,28 @@ def test_the_deep_map_flips_with_the_picture_where_its_kernels_do(network):
         torch.testing.assert_close(found, network.deep(features, mask).flip(3), atol=1e-5, rtol=1e-5)
 
 
+SIZES = ((9, 16), (16, 9), (1, 3), (9, 16))
+
+
+def test_deep_maps_of_several_sizes_are_those_of_each_by_itself(network):
+    torch.manual_seed(0)
+    pictures = [(torch.randn(1, 256, n, m), 2 * torch.rand(1, 1, 4 * n, 4 * m) - 1) for n, m in SIZES]
+    for one in (network, network.folded()):
+        with torch.inference_mode():
+            for found, given in zip(one.deep_each(pictures), pictures, strict=True):
+                torch.testing.assert_close(found, one.deep(*given), atol=1e-5, rtol=1e-5)
+
+
+def test_while_training_the_statistics_are_those_of_all_pictures(network):
+    torch.manual_seed(0)
+    features, mask = torch.randn(3, 256, 5, 7), 2 * torch.rand(3, 1, 20, 28) - 1
+    one, other = (copy.deepcopy(network).train() for _ in range(2))
+    found = torch.cat(one.deep_each([(features[i : i + 1], mask[i : i + 1]) for i in range(3)]))
+    torch.testing.assert_close(found, other.deep(features, mask), atol=1e-5, rtol=1e-4)
+    for name, value in one.state_dict().items():
+        torch.testing.assert_close(value, other.state_dict()[name], atol=1e-6, rtol=1e-4)
+
+
 def test_folded_is_unfolded(network):
     torch.manual_seed(0)
     features, mask = torch.randn(1, 256, 12, 8), 2 * torch.rand(1, 1, 48, 32) - 1

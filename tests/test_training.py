@@ -68,6 +68,41 @@ def test_a_crop_depends_on_its_number_alone(folder):
     assert set(items[0]["truth"].unique().tolist()) <= {0.0, 1.0}
 
 
+def test_coarse_masks_beside_a_picture_are_cut_and_mirrored_with_it(folder):
+    for number in range(2):  # the third picture has none
+        truth = cv2.imread(str(folder / f"{number}_gt.png"), cv2.IMREAD_GRAYSCALE)
+        for mark, mask in enumerate((truth, 255 - truth)):
+            cv2.imwrite(str(folder / f"{number}_seg{mark}.png"), mask)
+    crops = Crops([find_pairs(folder)], [1.0], size=64, seed=3, coarse={"given": 1.0}, composed=1.0)
+    kinds = []
+    for i in range(12):
+        item = crops[i]
+        truth, coarse = item["truth"], (item["coarse"] > 0.5).float()
+        agree = float((truth == coarse).float().mean())
+        assert agree > 0.97 or agree < 0.03  # the truth, or what is not the truth, but for rounding at the contour
+        kinds.append(agree > 0.5)
+    assert {True, False} == set(kinds)
+
+
+def test_coarse_masks_beside_pictures_come_as_often_as_asked(folder):
+    cv2.imwrite(str(folder / "0_seg.png"), np.full((90, 120), 255, np.uint8))
+    crops = Crops([find_pairs(folder)], [1.0], size=64, seed=3, coarse={"given": 1.0, "exact": 3.0})
+    share = sum(bool((crops[i]["coarse"] == 1).all()) for i in range(80)) / 80
+    assert 0.15 < share < 0.4
+
+
+def test_a_share_of_coarse_masks_that_are_not_there_is_refused(folder):
+    with pytest.raises(OptionError, match=r"no picture has a coarse mask <id>_seg\.png"):
+        Crops([find_pairs(folder)], [1.0], size=64, seed=3, coarse={"given": 0.1, "network": 0.9})
+
+
+def test_a_coarse_mask_of_another_size_is_refused(folder):
+    cv2.imwrite(str(folder / "0_seg.png"), np.zeros((9, 12), np.uint8))
+    crops = Crops([find_pairs(folder)], [1.0], size=64, seed=3, coarse={"given": 1.0})
+    with pytest.raises(FileError, match=r"0_seg\.png: 9 x 12 is not the size of its picture"):
+        crops[0]
+
+
 @pytest.mark.parametrize("cache", [0, 50_000])
 def test_a_crop_does_not_depend_on_what_is_kept(folder, cache):
     wanted, found = (
@@ -185,7 +220,7 @@ def test_the_network_sees_crops_as_the_cascade_shows_it_pictures(folder, tmp_pat
     network, cascade, inputs = NETWORKS[PRESETS[model].network], PRESETS[model].cascade, []
     encode = network.encode
 
-    def noted(self: torch.nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def noted(self: torch.nn.Module, x: torch.Tensor, deep: None = None) -> tuple[torch.Tensor, ...]:
         inputs.append(x.permute(0, 2, 3, 1).numpy())
         return encode(self, x)
 
@@ -293,7 +328,7 @@ def test_one_pass_is_the_whole_crop_with_its_coarse_mask(folder, tmp_path, monke
     seen = []
     encode = CRMSmall.encode
 
-    def noted(self: torch.nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def noted(self: torch.nn.Module, x: torch.Tensor, deep: None = None) -> tuple[torch.Tensor, ...]:
         seen.append(x.numpy())
         return encode(self, x)
 

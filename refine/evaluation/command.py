@@ -1,5 +1,6 @@
 """The command `evaluate`: what is measured, in which order, and what is printed."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ def evaluate_command(
     coarse: Sequence[Path] = (),
     masks: Sequence[Path] = (),
     table: str | None = None,
+    guided_weights: Sequence[Path] = (),
     limit: int | None = None,
     out: Path | None = None,
 ) -> Measured:
@@ -29,11 +31,14 @@ def evaluate_command(
 
     choices: model and options of each refiner, as `refine.refiners.refiner` takes them. coarse: folders of coarse
     masks, as `find_work` takes them. masks: folders of masks that other systems wrote, scored as they are. table: one
-    of the thesis', whose methods take the place of the variants and the only choice is their model. out: a folder,
-    where a line a picture is kept, from which a run that was stopped goes on, and the report is written.
+    of the thesis', whose methods take the place of the variants and the only choice is their model. guided_weights: of
+    the table's methods that are networks of their own. out: a folder, where a line a picture is kept, from which a run
+    that was stopped goes on, and the report is written.
     """
     if table is not None:
         thesis_table(table)
+    elif guided_weights:
+        raise OptionError("--guided-weights belong to a --table; give --weights with --model, as in --model crm-s+v2.1")
     if not data:
         raise OptionError(f"{table} needs BIG; {WHERE}" if table else "no DATA; give folders of BIG's layout")
     folders = find_sets(data)
@@ -45,7 +50,9 @@ def evaluate_command(
     if table is not None:
         (choice,) = choices
         work = thesis_work(table, data, work)
-        thesis = Thesis(table, choice)
+        thesis = Thesis(table, choice, guided=guided_weights)
+        for method, reason in thesis.absent.items():  # before hours of work, and in the table
+            print(f"warning: {method} stays without figures: {reason}", file=sys.stderr)
         variants += thesis.variants
     else:
         variants += [Written(folder, work) for folder in masks]

@@ -7,8 +7,9 @@ import numpy as np
 
 from refine.evaluation.items import Mask, Picture
 
-_BEFORE, _AFTER, _TRUTH = (255, 60, 40), (40, 230, 60), (70, 150, 255)
+_BEFORE, _AFTER, _TRUTH, _EDGE = (255, 60, 40), (40, 230, 60), (70, 150, 255), (20, 20, 20)
 _PANEL, _CAPTION, _GAP = 480, 34, 8  # px
+_OUTSIDE = 4  # px, more than half of the widest line
 
 
 def sheet(image: Picture, coarse: Mask, refined: Mask, truth: Mask, *, title: str, count: int = 3) -> Picture:
@@ -95,18 +96,24 @@ def crop_windows(
 
 
 def _with_contours(image: Picture, masks: Sequence[tuple[Mask, tuple[int, int, int]]], side: int) -> Picture:
-    """The picture fitted into a width and at most that height, each mask's contour on it as a thin line."""
+    """The picture fitted into a width and at most that height, each mask's contour on it as a line with a dark edge."""
     height, width = image.shape[:2]
     scale = side / max(height, width)
     size = (max(round(width * scale), 1), max(round(height * scale), 1))
     how = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
     drawn: Picture = np.ascontiguousarray(cv2.resize(image, size, interpolation=how))
-    for mask, colour in masks:
+    lines = []
+    for mask, _ in masks:
         scaled = cv2.resize(mask.astype(np.uint8) * 255, size, interpolation=how) > 127
         # A repeated edge keeps the picture's border, which is no contour, out of sight.
-        padded = np.pad(scaled.astype(np.uint8), 1, mode="edge")
-        contours, _ = cv2.findContours(padded, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(drawn, contours, -1, colour, 1, cv2.LINE_8, offset=(-1, -1))
+        padded = np.pad(scaled.astype(np.uint8), _OUTSIDE, mode="edge")
+        lines.append(cv2.findContours(padded, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)[0])
+    thick = 2 if scale > 1 else 1
+    # All edges first: none covers another's line. They part a line from what has its colour, as blue from a sky.
+    for contours in lines:
+        cv2.drawContours(drawn, contours, -1, _EDGE, thick + 2, cv2.LINE_8, offset=(-_OUTSIDE, -_OUTSIDE))
+    for contours, (_, colour) in zip(lines, masks, strict=True):
+        cv2.drawContours(drawn, contours, -1, colour, thick, cv2.LINE_8, offset=(-_OUTSIDE, -_OUTSIDE))
     return cv2.copyMakeBorder(drawn, 0, 0, 0, side - size[0], cv2.BORDER_CONSTANT, value=(255, 255, 255))
 
 

@@ -31,22 +31,34 @@ _PROTOCOL: Final = (
     "Thresholds: truths and masks in files are set where > 128 of 255, SegRefiner's where >= 128, a refiner's own "
     "where the probability is > 0.5.",
     "Seconds are wall time inside the refiner, without files and scoring, after a first call on a small picture. Peak "
-    "memory is the process' resident set while it refined the picture, program, weights and picture included; on CUDA "
-    "the allocator's peak.",
+    "memory is the process' resident set while it refined the picture, program, weights and picture included, and not "
+    "what pictures before it freed; on CUDA the allocator's peak.",
 )
 _COLOURS: Final = (
     "Left the whole picture, then the crop where the masks differ most, with the contours before (red) and after "
     "(green), then the same crop with the truth's (blue). Chosen by the change of the picture's own IoU."
 )
 _STYLE: Final = """\
+:root { color-scheme: light }
 body { font: 15px/1.5 sans-serif; color: #222; background: #fff; max-width: 1500px; margin: 2em auto; padding: 0 1em }
-.wide { overflow-x: auto }
+.wide, figure { overflow-x: auto }
 table { border-collapse: collapse; font-size: 13px; margin: 1em 0 }
 caption { text-align: left; font-weight: bold }
 th, td { border: 1px solid #ccc; padding: 3px 8px; text-align: left; white-space: nowrap }
 th { background: #f2f2f2 }
 figure { margin: 1em 0 }
+figcaption { position: sticky; left: 0 }
 img, svg { max-width: 100%; height: auto }
+@media screen and (max-width: 800px) { img, svg { max-width: none; width: 720px } }
+@media print {
+  body { margin: 0; max-width: none }
+  .wide, figure { overflow: visible }
+  table { font-size: 9px }
+  th, td { white-space: normal; padding: 2px 4px }
+  figure, tr { break-inside: avoid }
+  h2 { break-after: avoid }
+  details::details-content { content-visibility: visible; height: auto }
+}
 """
 
 
@@ -174,7 +186,8 @@ def _markdown(sections: Sequence[Section]) -> Iterator[str]:
 
 
 def _html(sections: Sequence[Section], out: Path) -> Iterator[str]:
-    yield '<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>Evaluation</title>'
+    yield '<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8">'
+    yield '<meta name="viewport" content="width=device-width, initial-scale=1"><title>Evaluation</title>'
     yield f"<style>\n{_STYLE}</style></head>\n<body>\n<h1>Evaluation</h1>"
     for section in sections:
         yield f"<h2>{escape(section.title)}</h2>"

@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from refine.errors import FileError, OptionError, WeightsError
+from refine import checkpoint, download
+from refine.config import EMBEDDED, UNTRAINED, Options, guided_model, source_and_options
+from refine.errors import FileError, OptionError, RefineError, WeightsError
 from refine.evaluation.items import Item
 from refine.evaluation.published import (
     COARSE,
@@ -22,6 +24,12 @@ from refine.evaluation.run import Measured
 from refine.evaluation.scores import Summary, summarise
 from refine.evaluation.tables import Table, average_gain, figure
 from refine.evaluation.variants import Refining, as_name
+
+REMEDY: Final = (
+    "What is not available needs weights: a guided network's own by --guided-weights FILE, once trained (refine-cli "
+    "train --model NAME) or imported (refine-cli weights import FILE --model NAME); Segment Anything's by refine-cli "
+    "weights get sam-vit-b or --sam-checkpoint FILE."
+)
 
 
 def thesis_work(name: str, folders: Sequence[Path], found: Sequence[Item]) -> list[Item]:
@@ -48,25 +56,37 @@ def thesis_work(name: str, folders: Sequence[Path], found: Sequence[Item]) -> li
 class Thesis:
     """One of the thesis' tables: the variants that it needs, and the table they make.
 
-    choice: model, weights and options of every method, as `refine.refiners.refiner` takes them. A method that is not in
-    the project stays a row without figures that says why.
+    choice: model, weights and options of every method, as `refine.refiners.refiner` takes them. guided: files with the
+    weights of the methods that SAM-SR v2 and v3 guide, which are networks of their own: the model's with more channels,
+    and of v3 crm-s'; each file says which it is. A method that lacks something stays a row without figures that says
+    what.
 
-    Raises `OptionError` for an unknown name, and as the refiner does for a method without guidance.
+    Raises `OptionError` for an unknown name or weights that no method of the table takes, `WeightsError` for those that
+    cannot be used, and as the refiner does for a method without guidance.
     """
 
-    def __init__(self, name: str, choice: Mapping[str, Any]) -> None:
+    def __init__(self, name: str, choice: Mapping[str, Any], *, guided: Sequence[Path] = ()) -> None:
         self.table = thesis_table(name)
         self.variants: list[Refining] = []
         self.absent: dict[str, str] = {}
+        given = _by_model(guided)
         for method in self.table.methods:
             if method.options is None:
                 continue
+            made = {**choice, **method.options}
+            version = method.options.get("guidance")
+            if version not in (None, UNTRAINED):
+                made["model"] = guided_model("crm-s" if version in EMBEDDED else choice["model"], version)
+                made["weights"] = given.pop(made["model"], None)
             try:
-                self.variants.append(Refining({**choice, **method.options}, label=_label(method)))
+                self.variants.append(Refining(made, label=_label(method)))
             except (OptionError, WeightsError) as error:
-                if "guidance" not in method.options:
+                if version is None:
                     raise
-                self.absent[method.name] = str(error).split(";")[0]
+                self.absent[method.name] = "; ".join(dict.fromkeys([_reason(error), *_sam_missing(made)]))
+        if given:
+            held = ", ".join(f"{path} of {model}" for model, path in given.items())
+            raise OptionError(f"{name} has no row for the weights {held}; leave them out, or give the row's own")
 
     def result(self, measured: Measured) -> Table:
         """In the thesis' form, with its own figures where the coarse masks are those it had."""
@@ -77,6 +97,7 @@ class Thesis:
         missing = [source for source in self.table.sources if source not in known]
         notes = [self.table.note] if self.table.note else []
         notes += [f"{name}: not available, {reason}." for name, reason in self.absent.items()]
+        notes += [REMEDY] if self.absent else []
         if known:
             notes.append(ORIGIN)
         if missing:
@@ -87,6 +108,37 @@ class Thesis:
         make = _by_cost if self.table.costs else _by_source
         header, lines = make(self.table, found, known)
         return Table(header, lines, " ".join(notes), title=self.table.title)
+
+
+def _by_model(files: Sequence[Path]) -> dict[str, Path]:
+    """Files of weights by the model that each says it is of."""
+    found: dict[str, Path] = {}
+    for path in files:
+        spec = checkpoint.load(path).spec
+        if spec is None:
+            raise WeightsError(
+                f"{path} does not say which model it is of; import it: refine-cli weights import {path} --model NAME"
+            )
+        if spec["model"] in found:
+            raise OptionError(f"{path} and {found[spec['model']]} are both of {spec['model']}; give one")
+        found[spec["model"]] = path
+    return found
+
+
+def _sam_missing(made: Mapping[str, Any]) -> list[str]:
+    """Why Segment Anything cannot be read, if a choice reads its downloaded weights and they are missing."""
+    try:
+        source, _ = source_and_options(made.get("proposals", Options().proposals))
+        if source.startswith("sam-") and made.get("sam_checkpoint") is None:
+            download.find(source)
+    except RefineError as error:
+        return [_reason(error)]
+    return []
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, without what to do about it."""
+    return str(error).split(";")[0]
 
 
 Found = Mapping[str, Mapping[str, Summary]]

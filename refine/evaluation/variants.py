@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from refine.config import is_guided
 from refine.errors import FileError, OptionError
 from refine.evaluation.items import Item, Mask, Picture, as_binary
-from refine.memory import forget_peak
+from refine.evaluation.warm_up import warm_up
+from refine.memory import forget_peak, return_freed
 from refine.prepare import as_mask
 
 if TYPE_CHECKING:
     from refine.engine import Refiner
     from refine.methods import MethodRefiner
-
-_WARM_UP = (96, 128)  # px: what is slow once (kernels, libraries) is not timed
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,7 @@ class Refining:
     def mask(self, item: Item, image: Picture, coarse: NDArray[np.float32]) -> Outcome:
         """Refined here; the time and the peak are those of one call, after a first one on a small picture."""
         made = self._made
+        return_freed()  # by larger pictures before
         forget_peak()
         start = time.perf_counter()
         refined = made.refine(image, coarse)
@@ -101,7 +102,7 @@ class Refining:
         from refine.refiners import refiner  # here, so that scoring alone needs none
 
         made = refiner(**self.choice)
-        if self.choice.get("guidance") is not None:
+        if is_guided(self.choice.get("model"), self.choice.get("guidance")):
             cast("Refiner", made).open_proposals()  # what is missing is told once, not for every picture
         return made
 
@@ -109,10 +110,7 @@ class Refining:
     def _made(self) -> "Refiner | MethodRefiner":
         """Loaded and warm."""
         made = self._load()
-        noise = np.random.default_rng(0).integers(0, 256, (*_WARM_UP, 3), np.uint8)
-        square = np.zeros(_WARM_UP, np.float32)
-        square[24:72, 32:96] = 1
-        made.refine(noise, square)
+        warm_up(made)
         return made
 
 

@@ -10,13 +10,13 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from refine.download import cache_dir
-from refine.errors import FileError
+from refine.errors import FileError, OptionError
 from refine.guidance.proposals import Proposal, Proposals, ProposalSource
 from refine.io import PathLike, check_folder, write_atomic
 
@@ -83,6 +83,14 @@ class Cache:
         arrays = _read(self._path("proposals", source.name, source.settings(), image))
         return None if arrays is None else _unpacked(arrays, source.name)
 
+    def kept_embedding(self, encoder: Encoder, image: NDArray[np.uint8]) -> NDArray[np.float32] | None:
+        """The embedding of a picture (H, W, 3) where it is there and whole; none is made.
+
+        Raises FileError: an entry cannot be read.
+        """
+        arrays = _read(self._path("embeddings", encoder.name, encoder.encoder_settings(), image))
+        return None if arrays is None else arrays["embedding"]
+
     def _entry(
         self, kind: str, name: str, settings: dict[str, Any], image: NDArray[np.uint8], find: Callable[[], Arrays]
     ) -> Arrays:
@@ -116,6 +124,26 @@ class Cached:
 
     def propose(self, image: NDArray[np.uint8]) -> Proposals:
         return self.cache.proposals(self.source, image)
+
+    def is_kept(self, image: NDArray[np.uint8], *, features: bool = False) -> bool:
+        """Whether the proposals of a picture are there, or the features of the source's encoder.
+
+        Raises OptionError: features of a source that has no encoder.
+        """
+        if features:
+            return self.cache.kept_embedding(encoder_of(self.source), image) is not None
+        return self.cache.kept_proposals(self.source, image) is not None
+
+
+def encoder_of(source: ProposalSource | Encoder) -> Encoder:
+    """The encoder that a source of proposals has, or itself.
+
+    Raises OptionError: it has none.
+    """
+    found = getattr(source, "sam", source)
+    if not hasattr(found, "embedding"):
+        raise OptionError(f"proposals={source.name!r} has no features to read; give sam-vit-b, sam-vit-l or sam-vit-h")
+    return cast(Encoder, found)
 
 
 def _packed(proposals: Proposals) -> Arrays:

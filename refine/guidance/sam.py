@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from refine.devices import resolve_device
+from refine.devices import resolve_device, resolve_dtype
 from refine.download import find
 from refine.errors import InputError, OptionError
 from refine.guidance.proposals import LONGER_SIDE, Proposal, Proposals, reduced
@@ -46,8 +46,9 @@ class SamOptions(Ranged):
     box_nms: float = within(0.7, 0, 1)
     """Of two masks whose boxes have a higher IoU only the better one is kept; 1 keeps both."""
 
-    points_per_batch: int = within(16, 1, 1024)
-    """Points answered at once; masks do not depend on it. Each needs 12 MB for its three answers, some times over."""
+    points_per_batch: int = within(0, 0, 1024)
+    """Points answered at once; masks do not depend on it. Each needs 12 MB for its three answers, some times over. 0 is
+    4 on a CPU, whose caches hold what they need, and the library's 64 elsewhere."""
 
 
 class SegmentAnything:
@@ -55,32 +56,48 @@ class SegmentAnything:
 
     checkpoint: a file of the library's layout; None is the downloaded one of ``name``. name: "sam-vit-b", "sam-vit-l"
     or "sam-vit-h", which the file must be; None takes what it is. device: as `refine.devices.resolve_device` has it,
-    but "auto" is CUDA, else the CPU.
+    but "auto" is CUDA, else the CPU. dtype: of the network's products, as `refine.devices.resolve_dtype` has it, but
+    "auto" is the library's float32 where the device is no CPU.
 
     Raises OptionError: neither a file nor a name is given, an unknown name or device, or Apple's GPU, which has no
     float64, in which the library gives it points.
     Raises WeightsError: the file is missing, damaged, no checkpoint of SAM or one of another type.
     """
 
-    def __init__(self, checkpoint: PathLike | None = None, *, name: str | None = None, device: str = "auto") -> None:
+    def __init__(
+        self,
+        checkpoint: PathLike | None = None,
+        *,
+        name: str | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+    ) -> None:
         resolved = resolve_device(device)
         if resolved.type == "mps":
             if device != "auto":
                 raise OptionError(f"device={device!r} is not possible with Segment Anything; give cpu")
             resolved = torch.device("cpu")
         self.device = resolved
+        self.dtype = resolve_dtype("float32" if dtype == "auto" and resolved.type != "cpu" else dtype, resolved)
         if checkpoint is None:
             if name is None:
                 raise OptionError("checkpoint=None and name=None say nothing; give a checkpoint's file, or a name")
             checkpoint = find(name)
         loaded = load(checkpoint, expected=name)
         self.network = loaded.network.to(self.device)
+        for part in (self.network.image_encoder, self.network.mask_decoder):
+            part.register_forward_hook(_as_float32)
         self.name, self.sha256 = loaded.name, loaded.sha256
 
     def encoder_settings(self) -> dict[str, Any]:
         """All that an embedding depends on beside the picture and the name."""
         library = f"segment-anything {version('segment-anything')}"
-        return {"library": library, "weights": self.sha256, "longer_side": LONGER_SIDE}
+        dtype = str(self.dtype).removeprefix("torch.")
+        return {"library": library, "weights": self.sha256, "longer_side": LONGER_SIDE, "dtype": dtype}
+
+    def products(self) -> torch.autocast:
+        """A context in which the network multiplies in `dtype`."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def embedding(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The encoder's features (256, 64, 64) of a picture (H, W, 3) RGB, which lies in their top left corner.
@@ -88,7 +105,8 @@ class SegmentAnything:
         Raises InputError: the picture is smaller than a patch.
         """
         predictor = self._predictor()
-        predictor.set_image(_seen(image))
+        with self.products():
+            predictor.set_image(_seen(image))
         features: NDArray[np.float32] = predictor.get_image_embedding()[0].cpu().numpy()
         return features
 
@@ -107,7 +125,7 @@ class SegmentAnything:
         )
         predictor.features = torch.from_numpy(features)[None].to(self.device)
         predictor.is_image_set = True
-        return Prompted(predictor, image.shape[:2], small.shape[:2])
+        return Prompted(self, predictor, image.shape[:2], small.shape[:2])
 
     def _predictor(self) -> "SamPredictor":
         from segment_anything import SamPredictor
@@ -119,6 +137,7 @@ class SegmentAnything:
 class Prompted:
     """A picture that SAM has seen."""
 
+    sam: SegmentAnything
     predictor: "SamPredictor"
     whole: tuple[int, int]
     """(H, W) of the picture."""
@@ -140,7 +159,8 @@ class Prompted:
         reduced_points = (given + 0.5) * np.array(self.size) / np.array(self.whole) - 0.5
         labels = np.ones(len(given), np.int32)
         # Of several points the library advises one answer, the first of the decoder's four.
-        masks, confidences, _ = self.predictor.predict(reduced_points[:, ::-1], labels, multimask_output=False)
+        with self.sam.products():
+            masks, confidences, _ = self.predictor.predict(reduced_points[:, ::-1], labels, multimask_output=False)
         return masks[0], float(confidences[0])
 
 
@@ -172,12 +192,14 @@ class SamProposals:
         generator = SamAutomaticMaskGenerator(
             self.sam.network,
             points_per_side=self.options.points_per_side,
-            points_per_batch=self.options.points_per_batch,
+            points_per_batch=self.options.points_per_batch or (4 if self.sam.device.type == "cpu" else 64),
             pred_iou_thresh=self.options.predicted_iou,
             stability_score_thresh=self.options.stability,
             box_nms_thresh=self.options.box_nms,
             output_mode="uncompressed_rle",  # a thousand masks as arrays would be a gigabyte
         )
+        with self.sam.products():
+            records = generator.generate(small)
         found = (
             Proposal.of_runs(
                 record["segmentation"]["counts"],
@@ -185,10 +207,15 @@ class SamProposals:
                 predicted_iou=record["predicted_iou"],
                 stability=record["stability_score"],
             )
-            for record in generator.generate(small)
+            for record in records
             if record["area"]  # where nothing is dropped, some masks are empty
         )
         return Proposals(tuple(found), size, self.name)
+
+
+def _as_float32(part: torch.nn.Module, given: object, answer: Any) -> Any:
+    """What a part of the network answers, in the type that the library takes to numpy."""
+    return answer.float() if isinstance(answer, torch.Tensor) else tuple(value.float() for value in answer)
 
 
 def _seen(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

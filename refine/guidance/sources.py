@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from refine.config import SOURCES, source_and_options
 from refine.errors import OptionError, one_of
-from refine.guidance.cache import Cache, Cached, Encoder
+from refine.guidance.cache import Cache, Cached, Encoder, encoder_of
 from refine.guidance.proposals import Proposals, ProposalSource
 from refine.guidance.superpixels import Felzenszwalb, FelzenszwalbOptions, Slic, SlicOptions
 from refine.guidance.v2_2 import Ask, answered
@@ -66,15 +66,8 @@ def embedded(source: ProposalSource | Encoder, image: NDArray[np.uint8]) -> NDAr
     Raises OptionError: the source has none.
     """
     if isinstance(source, Cached):
-        return source.cache.embedding(_encoder(source.source), image)
-    return _encoder(source).embedding(image)
-
-
-def _encoder(source: ProposalSource | Encoder) -> Encoder:
-    found = getattr(source, "sam", source)
-    if not hasattr(found, "embedding"):
-        raise OptionError(f"proposals={source.name!r} has no features to read; give sam-vit-b, sam-vit-l or sam-vit-h")
-    return cast(Encoder, found)
+        return source.cache.embedding(encoder_of(source.source), image)
+    return encoder_of(source).embedding(image)
 
 
 def asked(source: ProposalSource | Proposals, image: NDArray[np.uint8]) -> tuple[Ask, tuple[int, int]]:

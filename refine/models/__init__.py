@@ -1,5 +1,6 @@
 """Networks and their presets: no input or output, no devices, no chunking."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final, Protocol, Self
 
@@ -98,6 +99,9 @@ class DeepNetwork(Network, Protocol):
 
         features: (B, 256, n, m) of `refine.embedding`, without padding; mask: (B, 1, 4 n, 4 m) in [-1, 1].
         """
+
+    def deep_each(self, pictures: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
+        """The deep map of each of several pictures (1, ...) of their own sizes, as `deep` takes them."""
 
 
 NETWORKS: Final[dict[str, type[nn.Module]]] = {"CRMResNet50": CRMResNet50, "CRMSmall": CRMSmall, "SamSR": SamSR}

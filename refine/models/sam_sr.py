@@ -12,7 +12,8 @@ How the coarse mask comes into the deep branch makes the versions:
     v3.4  "windowed"   the same within windows of 8 x 8 cells
 """
 
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, cast
 
 import numpy as np
 import torch
@@ -123,10 +124,29 @@ class SamSR(SmallNetwork):
 
         features: (B, 256, n, m) of SAM's encoder; mask: (B, 1, 4 n, 4 m) in [-1, 1], over the same area.
         """
-        image = self.reduce(features)
+        return self._with_mask(self.reduce(features), None if self.embed is None else self.embed(mask))
+
+    def deep_each(self, pictures: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
+        """`deep` of pictures whose sizes differ, of features (1, 256, n, m) and a mask (1, 1, 4 n, 4 m) each.
+
+        While training, statistics are those of all pictures' cells, as they would be of a batch of one size.
+        """
+        images = [self.reduce(features) for features, _ in pictures]
         if self.embed is None:
-            return image  # type: ignore[no-any-return]
-        mask = self.embed(mask)
+            return images
+        unshuffle, around, last = self.embed
+        cells = [F.unfold(unshuffle(mask), 3, padding=1)[0].T for _, mask in pictures]  # (n m, 16 * 9) each
+        squares = torch.cat(cells).unflatten(1, (-1, 3, 3))  # every cell with those around it, zeros beyond the border
+        vectors = last(cast(ConvNorm, around).valid(squares))[:, :, 0, 0].split([len(x) for x in cells])
+        return [
+            self._with_mask(image, mask.T.unflatten(1, image.shape[-2:])[None])
+            for image, mask in zip(images, vectors, strict=True)
+        ]
+
+    def _with_mask(self, image: Tensor, mask: Tensor | None) -> Tensor:
+        """What the picture's vectors and the mask's, if it comes in, make together."""
+        if mask is None:
+            return image
         return image + (mask if self.attention is None else self.attention(image, mask))  # type: ignore[no-any-return]
 
     def encode(self, x: Tensor, deep: Tensor | None = None) -> tuple[Tensor, ...]:

@@ -36,7 +36,7 @@ def network_like(truth: Mask, rng: np.random.Generator, *, cell: float | None = 
     p = _enlarged(_predicted(truth, rng, pitch), truth)
     if rng.random() < 0.35:
         p = _with_blobs(p, truth, rng)
-    return _saved(p, rng)
+    return saved(p, rng)
 
 
 def contour_perturbed(truth: Mask, rng: np.random.Generator, *, lowest_iou: float = 0.8) -> Soft:
@@ -123,7 +123,7 @@ def shifted(truth: Mask, rng: np.random.Generator) -> Soft:
     x += np.float32(length * math.cos(angle)) + bend * _noise(truth, rng, rng.uniform(0.1, 0.5) * max(truth.shape))
     p = cv2.remap(truth.astype(np.float32), x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     p = cv2.GaussianBlur(p, (0, 0), max(0.1, min(rng.uniform(0.5, 3.0), 0.5 * limit)))
-    return _saved(_not_lost(np.asarray(p, np.float32), truth), rng)
+    return saved(_not_lost(np.asarray(p, np.float32), truth), rng)
 
 
 def blocky(truth: Mask, rng: np.random.Generator) -> Soft:
@@ -133,7 +133,7 @@ def blocky(truth: Mask, rng: np.random.Generator) -> Soft:
     """
     cell = min(_log_uniform(rng, 3, 28), 1.5 * _half_width(truth))
     p = _predicted(truth, rng, max(1.0, cell))
-    return _saved(_not_lost(_enlarged(p, truth, cv2.INTER_NEAREST), truth), rng)
+    return saved(_not_lost(_enlarged(p, truth, cv2.INTER_NEAREST), truth), rng)
 
 
 def cascade_like(truth: Mask, rng: np.random.Generator) -> Soft:
@@ -232,6 +232,8 @@ GENERATORS: dict[str, Callable[[Mask, np.random.Generator], Soft]] = {
     "exact": nearly_exact,
 }
 
+GIVEN = "given"  # a mask beside the picture, of a real network: see `refine.training.folders.survey`
+
 DEFAULT_MIX: dict[str, float] = {"network": 0.75, "contour": 0.25}
 
 # Networks' outputs are most of what is refined; a box is rare, for it says little of the object.
@@ -252,7 +254,7 @@ BROAD_MIX: dict[str, float] = {
 def random_coarse(truth: Mask, rng: np.random.Generator, mix: Mapping[str, float] = DEFAULT_MIX) -> Soft:
     """A coarse mask of a kind drawn by the shares in ``mix``, one that :func:`check_mix` accepts.
 
-    The same for the same ``rng`` and shares, in whatever order they are listed.
+    The same for the same ``rng`` and shares, in whatever order they are listed. A share of `GIVEN` is not looked at.
     """
     kinds = [kind for kind in GENERATORS if mix.get(kind, 0) > 0]
     ends = np.cumsum([mix[kind] for kind in kinds])
@@ -261,8 +263,9 @@ def random_coarse(truth: Mask, rng: np.random.Generator, mix: Mapping[str, float
 
 def check_mix(mix: Mapping[str, float]) -> None:
     """Raises `OptionError` unless ``mix`` gives known kinds of coarse masks shares of at least 0, one of them above."""
-    accepted = f"give shares of at least 0, one of them above, for any of {', '.join(GENERATORS)}"
-    unknown = [str(kind) for kind in mix if kind not in GENERATORS]
+    kinds = (*GENERATORS, GIVEN)
+    accepted = f"give shares of at least 0, one of them above, for any of {', '.join(kinds)}"
+    unknown = [str(kind) for kind in mix if kind not in kinds]
     if unknown:
         raise OptionError(f"coarse masks of kind {', '.join(unknown)} are unknown; {accepted}")
     for kind, share in mix.items():
@@ -301,7 +304,7 @@ def _with_blobs(p: Soft, truth: Mask, rng: np.random.Generator) -> Soft:
     return p
 
 
-def _saved(p: Soft, rng: np.random.Generator) -> Soft:
+def saved(p: Soft, rng: np.random.Generator) -> Soft:
     """``p`` as it comes in a file: thresholded, or three times in ten as a probability."""
     if rng.random() < 0.7:
         return (p > 0.5).astype(np.float32)
@@ -312,7 +315,7 @@ def _saved(p: Soft, rng: np.random.Generator) -> Soft:
 def _output(seen: Mask, truth: Mask, rng: np.random.Generator) -> Soft:
     """A network's output where what it sees is ``seen``; its cells are 2 to 16 px, at most a half width."""
     cell = max(1.0, min(_log_uniform(rng, 2, 16), _half_width(truth)))
-    return _saved(_not_lost(_enlarged(_predicted(seen, rng, cell), truth), seen), rng)
+    return saved(_not_lost(_enlarged(_predicted(seen, rng, cell), truth), seen), rng)
 
 
 # Parts of the above

@@ -5,7 +5,7 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,10 +21,11 @@ from refine.values import meaning
 
 @dataclass(frozen=True)
 class Pair:
-    """A picture and one of its truths, on disk."""
+    """A picture and one of its truths, on disk, and the coarse masks of it that somebody's network made."""
 
     image: Path
     truth: Path
+    coarse: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Found:
     ambiguous: list[tuple[Path, str]]  # (a picture or a truth, why it is not certain what belongs to it)
     images_alone: list[Path]
     truths_alone: list[Path]
-    left_out: list[Path]  # coarse masks, results, contours, trimaps: never truths
+    left_out: list[Path]  # coarse masks of no pair, results, contours, trimaps: never truths
 
     def unused(self) -> str:
         """What is not trained on, in words; empty if that is nothing."""
@@ -56,6 +57,7 @@ Place = tuple[str, ...]
 
 _LOSSY = frozenset({".jpg", ".jpeg", ".webp"})  # of two files of one name these are the picture
 _TRUTH = re.compile(r"(?<=.)_gt\d*$")  # of a stem
+_COARSE = re.compile(rf"(?<=.){MASK_ENDING}\d*$")
 _RESULT = OUTPUT_ENDING.removesuffix(".png")
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_a-zA-Z]+")  # JPEGImages: JPEG, Images
@@ -88,9 +90,10 @@ def survey(folder: Path) -> Found:
       resolution. The pictures may also lie in the folder that holds the one of truths.
 
     Formats are those of `refine.io`. Truths that are numbered, or lie in several folders of truths, make several pairs
-    of one picture. Left out are ``<id>_seg`` (coarse masks), ``<id>_mask.png`` beside a picture (a result) and folders
-    of contours, trimaps or predictions; hidden files and links to folders are not looked at. Where names leave open
-    what belongs together there is no pair but a reason. No pixels are read.
+    of one picture. Beside a picture ``<id>_seg.png``, or ``<id>_seg0.png``, ``<id>_seg1.png``, ..., are its coarse
+    masks. Left out are ``<id>_mask.png`` beside a picture (a result) and folders of contours, trimaps or predictions;
+    hidden files and links to folders are not looked at. Where names leave open what belongs together there is no pair
+    but a reason. No pixels are read.
 
     Raises `FileError` if the folder cannot be read or holds no pairs.
     """
@@ -103,6 +106,9 @@ def survey(folder: Path) -> Found:
             among = [kinds[other].images for other in partners.get(place, [place])]
             fitting[truth] = [image for images in among for image in _fitting(truth, images)]
     pairs, ambiguous = _matched(fitting)
+    coarse = _coarse_masks(kinds)
+    pairs = [replace(pair, coarse=coarse.get(_without(pair.image, IMAGE_ENDING), ())) for pair in pairs]
+    used = {path for pair in pairs for path in pair.coarse}
     claimed = {image for images in fitting.values() for image in images}
     every_image = (image for of in kinds.values() for images in of.images.values() for image in images)
     found = Found(
@@ -110,7 +116,7 @@ def survey(folder: Path) -> Found:
         sorted(ambiguous),
         [image for image in every_image if image not in claimed],
         [truth for truth, images in fitting.items() if not images],
-        [path for of in kinds.values() for path in of.neither],
+        [path for of in kinds.values() for path in of.neither if path not in used],
     )
     if not found.pairs:
         raise FileError(_nothing(folder, places, found))
@@ -214,7 +220,7 @@ def _kinds(place: Place, paths: Sequence[Path], of_truths: bool) -> _Kinds:
     for path in paths:
         twin = path.suffix.lower() not in _LOSSY and path.stem in lossy and not path.stem.endswith(IMAGE_ENDING)
         result = path.name.endswith(OUTPUT_ENDING) and not twin
-        if apart or path.stem.endswith(MASK_ENDING) or (result and not of_truths):
+        if apart or _COARSE.search(path.stem) or (result and not of_truths):
             kinds.neither.append(path)
         elif of_truths or twin or _TRUTH.search(path.stem) or path.suffix.lower() not in IMAGE_SUFFIXES:
             kinds.truths.append(path)
@@ -248,6 +254,20 @@ def _matched(fitting: Mapping[Path, list[Path]]) -> tuple[list[Pair], list[tuple
             )
             ambiguous.append((image, reason))
     return pairs, ambiguous
+
+
+def _coarse_masks(kinds: Mapping[Place, "_Kinds"]) -> dict[Path, tuple[Path, ...]]:
+    """Coarse masks, in order, by the path of the picture they lie beside, without its ending."""
+    found: dict[Path, list[Path]] = defaultdict(list)
+    for of in kinds.values():
+        for path in of.neither:
+            if _COARSE.search(path.stem):
+                found[path.with_name(_COARSE.sub("", path.stem))].append(path)
+    return {of: tuple(sorted(paths)) for of, paths in found.items()}
+
+
+def _without(path: Path, ending: str) -> Path:
+    return path.with_name(path.stem.removesuffix(ending))
 
 
 def _go_together(image: Path, truths: Sequence[Path]) -> bool:
@@ -314,13 +334,28 @@ def read_truth(pair: Pair, size: tuple[int, int]) -> NDArray[np.uint8]:
         if indices is None:
             raise
         values, coloured = indices, True
-    if values.shape != size:
-        (h, w), (H, W) = values.shape, size
-        raise FileError(
-            f"{pair.truth}: {h} x {w} is not the size of its picture {pair.image}, {H} x {W} (H x W, as displayed); "
-            "give a truth of the picture's size, or remove the pair"
-        )
+    _check_size(pair.truth, values.shape, pair.image, size)
     return np.uint8(255) * _object(values, str(pair.truth), coloured)
+
+
+def read_coarse(path: Path, image: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Coarse mask (H, W) of a picture of ``size`` (H, W), 0 to 255 for probabilities from 0 to 1.
+
+    Raises FileError: the file cannot be read, or its size is not the picture's.
+    Raises InputError: what it holds is no mask (see `refine.prepare.as_mask`).
+    """
+    values = read_mask(path)
+    _check_size(path, values.shape, image, size)
+    return np.rint(255 * meaning(lambda: [values], str(path)).unit(values)).astype(np.uint8)
+
+
+def _check_size(path: Path, found: tuple[int, ...], image: Path, size: tuple[int, int]) -> None:
+    if found != size:
+        (h, w), (H, W) = found, size
+        raise FileError(
+            f"{path}: {h} x {w} is not the size of its picture {image}, {H} x {W} (H x W, as displayed); give one of "
+            "the picture's size, or remove it"
+        )
 
 
 def _palette_indices(path: Path) -> NDArray[Any] | None:

@@ -27,14 +27,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from refine.checkpoint import load
+from refine.config import EMBEDDED
 from refine.devices import resolve_device
 from refine.errors import OptionError, RefineError
+from refine.guidance.cache import Cached
 from refine.guidance.sources import kept_source
 from refine.io import check_folder, write_atomic
 from refine.training.card import Card, Source, WeightsFile, source
 from refine.training.data import Crops
 from refine.training.folders import survey
-from refine.training.guides import Guides
+from refine.training.guides import Guides, Wholes
 from refine.training.progress import EVERY, Log
 from refine.training.recipe import Recipe
 from refine.training.state import Run, arithmetic
@@ -68,8 +70,9 @@ def train(
     says how to go on; a second one does not wait.
 
     dtype: of the network's products: "float32", "bfloat16", "float16" (CUDA alone, with a scaled loss) or "auto", the
-    fastest that is safe. workers: processes that prepare crops. terms: of the data, for the card. quiet: nothing is
-    told on stderr. stop_at: ends the call after that step, to be resumed.
+    fastest that is safe. workers: processes that prepare crops; what guides these and is not kept yet they find on the
+    CPU, and without workers this process finds it on ``device`` (`refine.precompute` does so beforehand). terms: of the
+    data, for the card. quiet: nothing is told on stderr. stop_at: ends the call after that step, to be resumed.
 
     Raises `OptionError` for what cannot be trained, `FileError` for data that cannot be read or a folder that cannot be
     written, `WeightsError` where ``out`` belongs to another recipe.
@@ -83,6 +86,8 @@ def train(
     check_folder(out)
     surveys = {name: survey(Path(name)) for name in recipe.data}
     groups = [surveys[name].pairs for name in recipe.data]
+    guiding = _source(recipe, str(on) if workers == 0 else "cpu")
+    deep = recipe.spec().guidance in EMBEDDED
     crops = Crops(
         groups,
         recipe.shares or (1.0,) * len(groups),
@@ -92,7 +97,8 @@ def train(
         composed=recipe.composed,
         coarse=recipe.coarse,
         augment=recipe.augment,
-        guide=_guide(recipe, str(on)),
+        guide=None if guiding is None or deep else Guides(recipe.spec().guidance, guiding),
+        whole=Wholes(guiding) if guiding is not None and deep else None,
     )
     run = Run.begin(recipe, on, products)
     run.resume(out / CHECKPOINT)
@@ -128,11 +134,11 @@ def train(
     return out / WEIGHTS
 
 
-def _guide(recipe: Recipe, device: str) -> Guides | None:
-    """What guides the crops of a recipe, from proposals that are kept on disk."""
+def _source(recipe: Recipe, device: str) -> Cached | None:
+    """What finds the proposals or features that guide the crops of a recipe, and keeps them on disk."""
     if not recipe.proposals:
         return None
-    return Guides(recipe.spec().guidance, kept_source(recipe.proposals, device=device))
+    return kept_source(recipe.proposals, sam_checkpoint=recipe.sam_checkpoint or None, device=device)
 
 
 def _steps(
@@ -259,7 +265,7 @@ class _Folder:
             self.out / WEIGHTS,
             device=str(self.run.device),
             seen=self.interrupt.check,
-            **({"proposals": recipe.proposals} if recipe.proposals else {}),
+            **{name: value for name in ("proposals", "sam_checkpoint") if (value := getattr(recipe, name))},
         )
         found = {"step": self.run.step, **self.validation.measured(), **record(summaries)}
         best = self.best()

@@ -13,7 +13,7 @@ from refine.errors import OptionError, one_of
 from refine.models import PRESETS, preset
 from refine.models.crm_s import DECODERS, TRUNKS
 from refine.training.augment import AUGMENTS
-from refine.training.coarse import DEFAULT_MIX, check_mix
+from refine.training.coarse import DEFAULT_MIX, GIVEN, check_mix
 from refine.training.losses import CRM, parse_loss
 
 OPTIMIZERS: Final = ("adamw", "adam")
@@ -54,7 +54,10 @@ class Recipe:
     store: str = "float32"  # or "float16": matrices and kernels in the weights' file
     seed: int = 0
     initial: str = ""  # weights of the model to start from; empty: random ones
-    proposals: str = ""  # what finds those that guide a model such as crm-s+v2.1: see `refine.config.Options`
+    proposals: str = (
+        ""  # what finds those that guide a model such as crm-s+v2.1, or whose features v3 reads: see Options
+    )
+    sam_checkpoint: str = ""  # file of Segment Anything's weights; empty: the downloaded one
     pretrained: str = ""  # mobilenetv2.npz; crm-s alone has this field and the next two
     trunk: str = "mobilenetv2"  # or "dense"
     decoder: str = "interpolated"  # or "ensemble"
@@ -80,6 +83,8 @@ class Recipe:
         if not isinstance(self.coarse, Mapping):
             raise OptionError(f"coarse={self.coarse!r} is not possible; give a table of kinds and shares")
         check_mix(self.coarse)
+        if self.augment == "published" and self.coarse.get(GIVEN):
+            raise OptionError(f"augment='published' makes all coarse masks itself; leave {GIVEN!r} out of coarse")
         parse_loss(self.loss)
         self._check_model()
 
@@ -88,13 +93,13 @@ class Recipe:
             for name in ("pretrained", "trunk", "decoder"):
                 if getattr(self, name) != getattr(Recipe, name):
                     raise OptionError(f"{name}={getattr(self, name)!r} belongs to crm-s; {self.model} has none")
-        if self.proposals:
-            source_and_options(self.proposals)
-        if self.spec().guidance in EMBEDDED:
+        source = source_and_options(self.proposals)[0] if self.proposals else ""
+        if self.sam_checkpoint and not source.startswith("sam"):
             raise OptionError(
-                f"model={self.model!r} cannot be trained by a recipe: crops come without Segment Anything's features; "
-                "models guided by sam-sr-v2.1 and v2.2 can"
+                f"sam_checkpoint={self.sam_checkpoint!r} means nothing with proposals={self.proposals!r}; leave it out"
             )
+        if self.spec().guidance in EMBEDDED:
+            self._check_embedded(source)
         if bool(self.proposals) != bool(self.spec().guidance):
             given = f"proposals={self.proposals!r} with {self.model}"
             raise OptionError(f"{given} is not possible; they guide models such as crm-s+v2.1, which need some")
@@ -109,6 +114,19 @@ class Recipe:
             raise OptionError(f"trunk={self.trunk!r} has no pretrained features; leave pretrained empty")
         if self.pretrained and self.initial:
             raise OptionError("pretrained features and initial weights were given; give one of them")
+
+    def _check_embedded(self, source: str) -> None:
+        if not source.startswith("sam"):
+            raise OptionError(
+                f"proposals={self.proposals!r} with {self.model} is not possible, which reads features of Segment "
+                "Anything; give sam-vit-b, sam-vit-l or sam-vit-h"
+            )
+        for name in ("scenes", "composed"):
+            if getattr(self, name):
+                raise OptionError(
+                    f"{name}={getattr(self, name)!r} is not possible with {self.model}, which reads features of whole "
+                    "pictures, and what is made for a crop alone has none; leave it out"
+                )
 
     def spec(self) -> Spec:
         """Of the model that is trained."""
@@ -128,7 +146,7 @@ class Recipe:
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready, with names alone of folders and files: where they lie tells others nothing."""
         values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
-        named = {"pretrained": Path(self.pretrained).name, "initial": Path(self.initial).name}
+        named = {name: Path(getattr(self, name)).name for name in ("pretrained", "initial", "sam_checkpoint")}
         return values | named | {"data": [Path(folder).name for folder in self.data]}
 
     def lasting(self) -> dict[str, Any]:
@@ -147,6 +165,7 @@ _TEXTS: Final = {
     "initial": None,
     "pretrained": None,
     "proposals": None,
+    "sam_checkpoint": None,
     "trunk": tuple(TRUNKS),
     "decoder": tuple(DECODERS),
 }
@@ -200,7 +219,7 @@ def _values(recipe: Recipe, name: str) -> Sequence[Any]:
 _DEFAULTS: Final[dict[str, Any]] = {
     f.name: f.default_factory() if callable(f.default_factory) else f.default for f in fields(Recipe)
 }
-_PATHS: Final = ("data", "initial", "pretrained")
+_PATHS: Final = ("data", "initial", "pretrained", "sam_checkpoint")
 
 
 def shipped() -> dict[str, Path]:

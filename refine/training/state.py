@@ -24,7 +24,7 @@ from refine.training.losses import Loss, parse_loss
 from refine.training.passes import losses
 from refine.training.pretrained import load_mobilenet_v2
 from refine.training.recipe import Recipe
-from refine.training.widen import widened
+from refine.training.widen import common, widened
 
 
 @dataclass
@@ -179,6 +179,11 @@ def _initial(recipe: Recipe) -> nn.Module:
         model = recipe.model if held and held.get("model") == recipe.model else base
         loaded, spec, _ = load_network(model, recipe.initial)
         start, channels = cast(nn.Module, loaded), spec.arguments["in_channels"]
+        if spec.network != wanted.network:
+            network = build(wanted)
+            shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+            network.load_state_dict(common(start.state_dict(), shapes), strict=False)
+            return network
         if spec.arguments | {"in_channels": wanted.arguments["in_channels"]} != wanted.arguments:
             raise WeightsError(f"{recipe.initial} holds {spec.arguments}, the recipe wants {wanted.arguments}")
         if model == recipe.model:

@@ -1,4 +1,4 @@
-"""Weights of a model as a start for the same model with more channels of input: it begins as what it was."""
+"""Weights of a model as a start for one of the same family: with more channels of input, or with a deep branch."""
 
 from collections.abc import Mapping
 
@@ -32,3 +32,20 @@ def widened(state: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]], 
         new = torch.zeros(shape[0], more * folded, *shape[2:], dtype=value.dtype)
         out[name] = torch.cat((colours, new, mask), 1)
     return out
+
+
+def common(state: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """What of ``state`` another network's encoder has too, by name and shape.
+
+    The decoder is left out: as it is made it gives the coarse mask whatever the latent, and the latent is another.
+
+    Raises `WeightsError` where they have nothing in common.
+    """
+    found = {
+        name: value
+        for name, value in state.items()
+        if wanted.get(name) == tuple(value.shape) and not name.startswith("decoder.")
+    }
+    if not found:
+        raise WeightsError("the two networks have no weights in common")
+    return found

@@ -1,0 +1,128 @@
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from refine.cli import main
+from refine.errors import OptionError
+from refine.io import read_mask
+from refine.models.crm_s import Trunk
+from refine.training import networks
+from refine.training.folders import Pair, survey
+from refine.training.networks import predict_masks
+from refine.training.scenes import scene
+
+
+@pytest.fixture
+def data(tmp_path):
+    for name, stems in {"films": [f"{film}_{i:02}" for film in "abcd" for i in range(2)], "photos": "1234"}.items():
+        folder = tmp_path / "data" / name
+        folder.mkdir(parents=True)
+        for number, stem in enumerate(stems):
+            image, truth = scene(np.random.default_rng(number), 60, 90)
+            cv2.imwrite(str(folder / f"{stem}_im.jpg"), image[..., ::-1])
+            cv2.imwrite(str(folder / f"{stem}_gt.png"), 255 * truth.astype(np.uint8))
+    return [tmp_path / "data" / name for name in ("films", "photos")]
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setattr(networks, "SEEN", 128)
+    monkeypatch.setattr(networks, "TOLD", 32)
+
+
+def trunk() -> Trunk:
+    torch.manual_seed(0)
+    return Trunk(3)
+
+
+def test_pictures_get_coarse_masks_of_their_size_beside_them(data, tmp_path):
+    told = list(predict_masks(data, tmp_path / "out", trunk(), folds=2, steps=4, least_iou=0.0))
+    assert [(t.fold, t.step) for t in told] == [(fold, step) for fold in (0, 1) for _ in range(3) for step in (1, 4)]
+    for folder in data:
+        pairs = survey(tmp_path / "out" / folder.name).pairs
+        assert [pair.image.name for pair in pairs] == [pair.image.name for pair in survey(folder).pairs]
+        for pair in pairs:
+            assert len(pair.coarse) == 6  # of three networks, early and at the end
+            masks = [read_mask(path) for path in pair.coarse]
+            assert all(mask.shape == (60, 90) for mask in masks)
+            assert any(not np.array_equal(masks[0], mask) for mask in masks[1:])
+
+
+def test_no_network_learns_from_what_it_predicts(data, tmp_path, monkeypatch):
+    learnt, asked = [], []
+    trained, predicted = networks._trained, networks._predicted
+
+    def noted(head, seen, *more):
+        learnt.append({id(one) for one in seen})
+        return trained(head, seen, *more)
+
+    monkeypatch.setattr(networks, "_trained", noted)
+    monkeypatch.setattr(networks, "_predicted", lambda head, one: asked.append(id(one)) or predicted(head, one))
+    for _ in predict_masks(data, tmp_path / "out", trunk(), folds=2, steps=4, least_iou=0.0):
+        assert not learnt[-1] & set(asked)
+        assert asked
+        asked.clear()
+
+
+def test_frames_of_a_film_are_predicted_together():
+    def part(stem: str) -> int:
+        return networks._part("films", Pair(Path(f"{stem}_im.jpg"), Path(f"{stem}_gt.png")), 1000)
+
+    assert part("bear_00000") == part("bear_00024") != part("cow_00000")
+    assert part("100075") != part("100098")  # numbers alone are names
+
+
+def test_a_prediction_too_far_from_the_truth_is_not_written(data, tmp_path):
+    told = list(predict_masks(data, tmp_path / "out", trunk(), folds=2, steps=4, least_iou=1.01))
+    assert sum(t.written for t in told) == 0
+    assert not any(pair.coarse for pair in survey(tmp_path / "out" / "films").pairs)
+
+
+def test_the_same_seed_predicts_the_same(data, tmp_path):
+    masks = []
+    for out in ("one", "two"):
+        list(predict_masks(data, tmp_path / out, trunk(), folds=2, steps=4, least_iou=0.0))
+        masks.append([read_mask(p) for pair in survey(tmp_path / out / "films").pairs for p in pair.coarse])
+    for mine, other in zip(*masks, strict=True):
+        np.testing.assert_array_equal(mine, other)
+
+
+def test_a_head_learns_what_the_maps_tell():
+    rng = np.random.default_rng(0)
+    seen = []
+    for _ in range(6):
+        truth = np.kron(rng.random((4, 4)) > 0.5, np.ones((8, 8)))  # (32, 32)
+        sizes = {24: 32, 32: 16, 96: 8}
+        maps = [np.broadcast_to(truth[:: 32 // n, :: 32 // n], (1, channels, n, n)) for channels, n in sizes.items()]
+        both = [torch.from_numpy(np.concatenate((m, m[..., ::-1]))).half() for m in maps]
+        seen.append(networks._Seen(tuple(both), torch.from_numpy(truth).float(), (64, 64)))
+    for unread in networks.HEADS:
+        head = networks._Head(unread)
+        steps = networks._trained(head, seen, np.ones(6), 60, rng)
+        early, last = (np.mean([one.iou(networks._predicted(head, one)) for one in seen]) for _ in steps)
+        assert last > max(0.8, early)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"steps": 3}, "steps=3"), ({"folds": 1}, "folds=1"), ({"folds": 500}, "leave some without any")],
+)
+def test_what_cannot_be_predicted_is_refused(data, tmp_path, change, message):
+    with pytest.raises(OptionError, match=message):
+        list(predict_masks(data, tmp_path / "out", trunk(), **change))
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_folders_of_one_name_are_refused(data, tmp_path):
+    with pytest.raises(OptionError, match="two have one name"):
+        list(predict_masks([data[0], data[0]], tmp_path / "out", trunk()))
+
+
+def test_the_command_needs_mobilenets_features(data, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["coarse-masks", *map(str, data), "-o", str(tmp_path / "out"), "--pretrained", "none.npz"])
+    assert end.value.code == 2
+    assert "pretrained features none.npz do not exist" in capsys.readouterr().err
