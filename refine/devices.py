@@ -1,7 +1,5 @@
 """Where a model runs, in which arithmetic, and what memory it took there."""
 
-import ctypes
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -66,14 +64,3 @@ def peak_memory(device: torch.device) -> Iterator[Callable[[], int]]:
         yield lambda: torch.cuda.max_memory_allocated(device)
     else:
         yield peak_resident_set
-
-
-def return_freed_memory() -> None:
-    """Give the heap's freed pages back to the system, where glibc would keep them beside the next stage's new ones.
-
-    Costs milliseconds; at 1 MP it takes an eighth off the peak of crm-r50.
-    """
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; other C libraries do without
-        if trim is not None:
-            trim(0)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from refine.blocks import Blocks
 from refine.config import EMBEDDED, UNTRAINED, Options, guided_model, source_and_options
 from refine.decode import decode
-from refine.devices import peak_memory, resolve_device, resolve_dtype, return_freed_memory, share_threads
+from refine.devices import peak_memory, resolve_device, resolve_dtype, share_threads
 from refine.errors import OptionError, one_of
 from refine.features import latent_at, whole_latent, with_deep
 from refine.frame import Frame, View, scaled
@@ -34,6 +34,7 @@ from refine.guidance.guide import Guided, by_embedding, by_points, by_proposals
 from refine.guidance.sam_memory import PEAK
 from refine.io import PathLike, Source
 from refine.loading import load_network
+from refine.memory import return_freed
 from refine.methods import METHODS
 from refine.models import PRESETS, DeepNetwork
 from refine.plan import GIB, Plan, plan
@@ -339,7 +340,7 @@ class Refiner:
         first: bool,
     ) -> tuple[Held, ScaleReport]:
         """Probabilities at a grid of queries, from the ``current`` ones."""
-        return_freed_memory()
+        return_freed()
         view = View.of(frame, size, current, grid.rows, grid.columns)
         if frame.embedding is not None:
             view = with_deep(cast(DeepNetwork, self.network), view, dtype=self.dtype)
@@ -361,7 +362,7 @@ class Refiner:
                 part = window.moved(-seen.top, -seen.left)
                 before, selection = before[part.slices], selection.cut(part)
                 if options.max_memory is not None:
-                    return_freed_memory()  # the last tile's, which may be of another size
+                    return_freed()  # the last tile's, which may be of another size
                 done = _Counts()
                 self._decode(view, window, core, before, selection, options, tile, done, out[core.slices])
                 store.mark(step, out, record=asdict(done))

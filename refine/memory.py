@@ -31,7 +31,8 @@ def forget_peak() -> None:
 def return_freed() -> None:
     """Give the system what was freed and the C library keeps for later, so that it counts in no later peak.
 
-    Only GNU's library can be asked to; elsewhere nothing happens, and a peak can show too much.
+    Only GNU's library can be asked to; elsewhere nothing happens, and a peak can show too much. Costs milliseconds;
+    between the stages of crm-r50 it takes an eighth off the peak at 1 MP.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
     if trim is not None:

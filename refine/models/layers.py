@@ -23,13 +23,16 @@ class ConvNorm(nn.Module):
         *,
         stride: int = 1,
         groups: int = 1,
+        dilation: int = 1,
         activation: str | None = "relu",
         eps: float = 1e-5,
         asymmetric: bool = False,
     ) -> None:
         super().__init__()
-        padding = 0 if asymmetric else kernel // 2
-        self.conv: nn.Conv2d = nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=False)
+        padding = 0 if asymmetric else dilation * (kernel // 2)
+        self.conv: nn.Conv2d = nn.Conv2d(
+            inputs, outputs, kernel, stride, padding, dilation=dilation, groups=groups, bias=False
+        )
         self.norm: nn.Module = nn.BatchNorm2d(outputs, eps=eps)
         self.activation = activation
         self.asymmetric = asymmetric
@@ -43,7 +46,7 @@ class ConvNorm(nn.Module):
     def valid(self, x: Tensor) -> Tensor:
         """The same without padding: its border has to be part of ``x``."""
         assert not self.asymmetric
-        x = self.norm(F.conv2d(x, self.conv.weight, self.conv.bias, self.conv.stride))
+        x = self.norm(F.conv2d(x, self.conv.weight, self.conv.bias, self.conv.stride, 0, self.conv.dilation))
         return x if self.activation is None else ACTIVATIONS[self.activation](x, inplace=not self.training)
 
     def fold(self) -> None:

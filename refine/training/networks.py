@@ -25,11 +25,11 @@ from torch.nn import functional as F
 
 from refine.errors import OptionError
 from refine.io import check_folder, read_image, write_probability
+from refine.models import preset
 from refine.models.crm_s import Trunk
 from refine.models.layers import ConvNorm
 from refine.pairs import IMAGE_ENDING, MASK_ENDING
 from refine.training.folders import Pair, read_truth, survey
-from refine.training.recipe import Recipe
 
 SEEN: Final = 384  # px of the square that a picture is reduced to
 TOLD: Final = SEEN // 4  # px of the square that truths and predictions are compared at
@@ -135,7 +135,7 @@ class _Seen:
         image = read_image(pair.image)
         truth = cv2.resize(read_truth(pair, image.shape[:2]), (TOLD, TOLD), interpolation=cv2.INTER_AREA)
         small = cv2.resize(image, (SEEN, SEEN), interpolation=cv2.INTER_AREA)
-        cascade = Recipe().spec().cascade
+        cascade = preset("crm-s").cascade
         mean, std = (np.asarray(values, np.float32) for values in (cascade.mean, cascade.std))
         x = torch.from_numpy((np.asarray(small, np.float32) / 255 - mean) / std).permute(2, 0, 1)
         with torch.inference_mode():
@@ -154,8 +154,8 @@ class _Head(nn.Module):
 
     def __init__(self, unread: int) -> None:
         super().__init__()
-        first = ConvNorm(96, WIDTH)
-        self.deep = nn.Sequential(first, _Dilated(2), _Dilated(4))
+        wider = (ConvNorm(WIDTH, WIDTH, dilation=dilation) for dilation in (2, 4))
+        self.deep = nn.Sequential(ConvNorm(96, WIDTH), *wider)
         self.whole = nn.Linear(WIDTH, WIDTH)
         self.then = ConvNorm(WIDTH, WIDTH)
         self.finer = nn.ModuleList(nn.Conv2d(n, WIDTH, 1) for n in (32, 24)[: 2 - unread])
@@ -170,13 +170,6 @@ class _Head(nn.Module):
             y = F.interpolate(y, scale_factor=2, mode="bilinear", align_corners=False)
             y = join(F.relu(y + reduce(x)))
         return self.last(y)  # type: ignore[no-any-return]
-
-
-class _Dilated(ConvNorm):
-    def __init__(self, dilation: int) -> None:
-        super().__init__(WIDTH, WIDTH)
-        self.conv.dilation = (dilation, dilation)
-        self.conv.padding = (dilation, dilation)
 
 
 def _trained(

@@ -54,9 +54,7 @@ class Recipe:
     store: str = "float32"  # or "float16": matrices and kernels in the weights' file
     seed: int = 0
     initial: str = ""  # weights of the model to start from; empty: random ones
-    proposals: str = (
-        ""  # what finds those that guide a model such as crm-s+v2.1, or whose features v3 reads: see Options
-    )
+    proposals: str = ""  # what finds those that guide v2, or has the features that v3 reads: see `Options`
     sam_checkpoint: str = ""  # file of Segment Anything's weights; empty: the downloaded one
     pretrained: str = ""  # mobilenetv2.npz; crm-s alone has this field and the next two
     trunk: str = "mobilenetv2"  # or "dense"
