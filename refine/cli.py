@@ -222,6 +222,12 @@ SamCheckpoint = Annotated[
     str | None, _method("--sam-checkpoint FILE", "Segment Anything's weights, instead of downloaded ones.")
 ]
 NoGuard = Annotated[bool, _method("--no-guard", "Keep parts and holes that touch nothing of the coarse mask.")]
+Lean = Annotated[
+    float | None,
+    _method(
+        "--lean NUMBER", "0: contours at even odds; above, fuller masks, below, tighter ones. Default: the model's."
+    ),
+]
 Json = Annotated[bool, _output("--json", "Print JSON.")]
 
 
@@ -261,6 +267,7 @@ def _refine(
     padding: Padding = None,
     coarse_decode: CoarseDecode = None,
     no_guard: NoGuard = False,
+    lean: Lean = None,
     guidance: Guidance = None,
     proposals: Source = None,
     sam_checkpoint: SamCheckpoint = None,
@@ -293,6 +300,7 @@ def _refine(
         padding=padding,
         coarse_decode=coarse_decode,
         guard=False if no_guard else None,
+        lean=lean,
         guidance=guidance,
         proposals=proposals,
         sam_checkpoint=sam_checkpoint,
@@ -778,6 +786,7 @@ def _evaluate(
     padding: Padding = None,
     coarse_decode: CoarseDecode = None,
     no_guard: NoGuard = False,
+    lean: Lean = None,
     guidance: Guidances = None,
     proposals: Source = None,
     sam_checkpoint: SamCheckpoint = None,
@@ -811,6 +820,7 @@ def _evaluate(
         padding=padding,
         coarse_decode=coarse_decode,
         guard=False if no_guard else None,
+        lean=lean,
         proposals=proposals,
         sam_checkpoint=sam_checkpoint,
     )

@@ -56,6 +56,11 @@ class Options:
     that touch nothing of its background, told on the grid of the first scale (`refine.guard`). None is the model's own
     choice."""
 
+    lean: float | None = None
+    """Where a contour runs that the picture leaves open: added to the last scale's logits, so that a pixel of the
+    object that is missed counts exp(lean) times as much as one that is added. 0 is even odds, as trained; above, masks
+    are fuller. None is the model's own choice."""
+
     guidance: str | None = None
     """What guides refining, by version (`refine.guidance`): "sam-sr-v1" puts proposals in the coarse mask's place, with
     any model; the others belong to models that were trained with them, as "sam-sr-v2.1" to "crm-s+v2.1". None is the
@@ -118,6 +123,9 @@ class Options:
             value = getattr(self, name)
             if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= float(value) <= 1:
                 raise OptionError(f"{name}={value!r} is not possible; give a number from 0 to 1")
+        lean = self.lean
+        if lean is not None and (not isinstance(lean, Real) or isinstance(lean, bool) or not abs(float(lean)) <= 6):
+            raise OptionError(f"lean={lean!r} is not possible; give a number from -6 to 6")
         least = {"tile": 32, "patch": 32, "stride": 1, "band": 1, "padding": 0, "groups": 1, "seed": 0}
         for name, lowest in least.items():
             value = getattr(self, name)
@@ -182,6 +190,9 @@ class Cascade:
     """Default of the option of that name."""
 
     guard: bool = False
+    """Default of the option of that name."""
+
+    lean: float = 0.0
     """Default of the option of that name."""
 
     sure: float = 0.02

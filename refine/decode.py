@@ -29,10 +29,12 @@ def decode(
     columns: Axis,
     points: NDArray[np.int64] | None,
     guide: Guide | None,
+    *,
+    lean: float = 0.0,
 ) -> NDArray[np.float32]:
     """Probabilities (N,) of the queries ``points`` (N, 2) among ``rows`` x ``columns``, or (n, m) of all of them.
 
-    latent: a map whose cells are those of the axes; guide: for a network that reads it.
+    latent: a map whose cells are those of the axes; guide: for a network that reads it; lean: added to the logits.
     """
     device = latent.values.device
     rows, columns = (axis.relative(o).to(device) for axis, o in zip((rows, columns), latent.origin, strict=True))
@@ -41,7 +43,8 @@ def decode(
     out = np.empty(shape, np.float32)
     flat, at = out.reshape(-1), 0
     for part in _parts(shape, points):
-        p = torch.sigmoid_(run(part, None if guide is None else guide(part)))
+        logit = run(part, None if guide is None else guide(part))
+        p = torch.sigmoid_(logit.add_(lean) if lean else logit)
         flat[at : at + len(part)] = p.cpu().numpy()
         at += len(part)
     return out

@@ -229,6 +229,7 @@ class Refiner:
             decode=options.decode or cascade.decode,
             coarse_decode=options.coarse_decode or cascade.coarse_decode,
             guard=cascade.guard if options.guard is None else options.guard,
+            lean=cascade.lean if options.lean is None else options.lean,
         )
 
     def _guided(
@@ -310,7 +311,8 @@ class Refiner:
         tell = _Told(progress, plan.tiles)
         for scale, size, following in zip(scales, sizes, (*sizes[1:], None), strict=True):
             grid = self._grid(frame, size, following, options)
-            step = partial(self._scale, frame, scale, size, outcome.last, options, plan.tile, tell)
+            lean = float(options.lean or 0.0) if following is None else 0.0  # so that no scale adds to another's
+            step = partial(self._scale, frame, scale, size, outcome.last, options, plan.tile, tell, lean=lean)
             p, report = step(grid, first=scale == scales[0])
             if grid.samples and frame.may_be_empty(p):  # too little is known to tell whether it is all empty
                 grid = dense(self.network, frame.size, size)
@@ -338,6 +340,7 @@ class Refiner:
         grid: Grid,
         *,
         first: bool,
+        lean: float = 0.0,
     ) -> tuple[Held, ScaleReport]:
         """Probabilities at a grid of queries, from the ``current`` ones."""
         return_freed()
@@ -364,7 +367,7 @@ class Refiner:
                 if options.max_memory is not None:
                     return_freed()  # the last tile's, which may be of another size
                 done = _Counts()
-                self._decode(view, window, core, before, selection, options, tile, done, out[core.slices])
+                self._decode(view, window, core, before, selection, options, tile, done, out[core.slices], lean)
                 store.mark(step, out, record=asdict(done))
                 counts.add(asdict(done))
             else:
@@ -387,6 +390,7 @@ class Refiner:
         tile: int,
         counts: _Counts,
         out: NDArray[np.float32],
+        lean: float,
     ) -> None:
         """Fills ``out``, probabilities of ``core``, with those before and the selected queries decoded.
 
@@ -411,14 +415,14 @@ class Refiner:
         counts.encoded += cells.computed
         guide = view.guide(window, before) if network.guided else None
         if selection.everything:
-            out[...] = decode(network, cells, rows, columns, None, guide)[inner.slices]
+            out[...] = decode(network, cells, rows, columns, None, guide, lean=lean)[inner.slices]
             counts.decoded += out.size
         else:
             changed = np.zeros(before.shape, bool)
             for points in (lambda: selection.points, lambda: selection.rest(changed)):
                 flat = np.flatnonzero(points())
                 at = np.stack(np.divmod(flat, window.width), 1)
-                p = decode(network, cells, rows, columns, at, guide)
+                p = decode(network, cells, rows, columns, at, guide, lean=lean)
                 changed.reshape(-1)[flat] = selection.changed(before[tuple(at.T)], p)
                 y, x = (at - (inner.top, inner.left)).T
                 here = (y >= 0) & (y < core.height) & (x >= 0) & (x < core.width)

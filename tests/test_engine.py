@@ -538,17 +538,42 @@ def test_run_keeps_its_refiner(tmp_path, monkeypatch):
         ({"stride": 0}, "stride=0 is not possible; give a whole number of at least 1"),
         ({"band": 0}, "band=0 is not possible; give a whole number of at least 1"),
         ({"guard": "yes"}, "guard=.yes. is not possible; give True or False"),
+        ({"lean": 7}, "lean=7 is not possible; give a number from -6 to 6"),
+        ({"lean": True}, "lean=True is not possible"),
         ({"padding": -1}, "padding=-1 is not possible; give a whole number of at least 0"),
         ({"first_pass": "none"}, "known are near, everywhere"),
         (
             {"tiles": 256},
-            "the options are decode, stride, first_pass, band, padding, coarse_decode, guard, guidance, proposals",
+            "the options are decode, stride, first_pass, band, padding, coarse_decode, guard, lean, guidance",
         ),
     ],
 )
 def test_an_unknown_option_lists_the_known_ones(options, known):
     with pytest.raises(OptionError, match=known):
         refine.Refiner(**options)
+
+
+def test_the_last_scale_alone_leans_and_by_as_much_as_asked(refiner):
+    image, mask = pair(150, 201)
+    even, fuller = (
+        refiner.refine(image, mask, lean=lean, decode="dense", guard=False, keep_scales=True) for lean in (0, 1.5)
+    )
+    *before, _ = even.scales
+    for scale in before:
+        np.testing.assert_array_equal(even.scales[scale], fuller.scales[scale])
+    p = even.probability.astype(np.float64)
+    np.testing.assert_allclose(fuller.probability, p / (p + (1 - p) * np.exp(-1.5)), atol=1e-4)
+    assert (fuller.probability > even.probability + 0.01).any()
+
+
+def test_how_much_a_model_leans_is_its_specifications(shipped):
+    image, mask = pair(150, 201)
+    chosen = shipped.refine(image, mask)
+    assert chosen.report.options["lean"] == shipped.spec.cascade.lean > 0
+    np.testing.assert_array_equal(
+        shipped.refine(image, mask, lean=shipped.spec.cascade.lean).probability, chosen.probability
+    )
+    assert shipped.refine(image, mask, lean=0).mask.sum() < chosen.mask.sum()
 
 
 def test_an_unknown_option_of_a_call_lists_the_known_ones(refiner):

@@ -38,7 +38,12 @@ def stored(path: Path) -> np.ndarray:
 
 @pytest.mark.parametrize(
     "options",
-    [{"decode": "dense"}, {"decode": "dense", "guard": True}, {"decode": "contour"}, {"decode": "strided"}],
+    [
+        {"decode": "dense"},
+        {"decode": "dense", "guard": True},
+        {"decode": "contour"},
+        {"decode": "strided", "lean": 1.0},
+    ],
     ids=str,
 )
 def test_window_by_window_is_the_whole(refiner, files, tmp_path, options):

@@ -122,6 +122,7 @@ _UNGUIDED: Final[dict[str, Spec]] = {
             coarse_decode="next",
             decode="strided",
             guard=True,
+            lean=1.1,  # what it gives and takes: weights/README.md
             sure=0.005,
             empty=0.0,
         ),
