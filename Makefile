@@ -12,7 +12,7 @@ test: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # At most 20 minutes on two cores, the last case included. REFINE_WEIGHTS_R50 names weights of crm-r50.
 bench: $(VENV)/installed-dev
