@@ -1,6 +1,6 @@
 """What every option of `crm-s` gives and takes: quality, seconds and peak memory, on scenes with exact truth.
 
-    python -m benchmarks.trade                         # three generated scenes, eleven minutes on two cores
+    python -m benchmarks.trade                         # three generated scenes, twelve minutes on two cores
     python -m benchmarks.trade --count 6               # up to 6000 px
     python -m benchmarks.trade --data FOLDER           # every other scene a cut-out of held-out sets
     python -m benchmarks.trade --choices dense contour # only these, the default beside them
@@ -64,6 +64,7 @@ CHOICES: Final[dict[str, Choice]] = {
     "default, band 48": _policy("default", marker="^", band=48),
     "default, coarse scales in full": _policy("default", marker="D", coarse_decode="full"),
     "default, lean 0": _policy("default", marker="p", lean=0),
+    "default, 2 passes": _policy("default", marker="d", passes=2),
     "default, no guard": _policy("default", marker="X", guard=False),
     "default, guided by superpixels": Choice(
         "bfloat16", {"guidance": "sam-sr-v1", "proposals": "felzenszwalb"}, "#bcbd22", "h"

@@ -228,6 +228,10 @@ Lean = Annotated[
         "--lean NUMBER", "0: contours at even odds; above, fuller masks, below, tighter ones. Default: the model's."
     ),
 ]
+Passes = Annotated[
+    int | None,
+    _method("--passes N", "Runs of the last scale; more follow edges closer and take longer. Default: the model's."),
+]
 Json = Annotated[bool, _output("--json", "Print JSON.")]
 
 
@@ -268,6 +272,7 @@ def _refine(
     coarse_decode: CoarseDecode = None,
     no_guard: NoGuard = False,
     lean: Lean = None,
+    passes: Passes = None,
     guidance: Guidance = None,
     proposals: Source = None,
     sam_checkpoint: SamCheckpoint = None,
@@ -301,6 +306,7 @@ def _refine(
         coarse_decode=coarse_decode,
         guard=False if no_guard else None,
         lean=lean,
+        passes=passes,
         guidance=guidance,
         proposals=proposals,
         sam_checkpoint=sam_checkpoint,
@@ -787,6 +793,7 @@ def _evaluate(
     coarse_decode: CoarseDecode = None,
     no_guard: NoGuard = False,
     lean: Lean = None,
+    passes: Passes = None,
     guidance: Guidances = None,
     proposals: Source = None,
     sam_checkpoint: SamCheckpoint = None,
@@ -821,6 +828,7 @@ def _evaluate(
         coarse_decode=coarse_decode,
         guard=False if no_guard else None,
         lean=lean,
+        passes=passes,
         proposals=proposals,
         sam_checkpoint=sam_checkpoint,
     )

@@ -61,6 +61,10 @@ class Options:
     object that is missed counts exp(lean) times as much as one that is added. 0 is even odds, as trained; above, masks
     are fuller. None is the model's own choice."""
 
+    passes: int | None = None
+    """How often the last scale is run, each time on the mask of the time before; more follow edges closer and take as
+    much longer. None is the model's own choice."""
+
     guidance: str | None = None
     """What guides refining, by version (`refine.guidance`): "sam-sr-v1" puts proposals in the coarse mask's place, with
     any model; the others belong to models that were trained with them, as "sam-sr-v2.1" to "crm-s+v2.1". None is the
@@ -105,7 +109,7 @@ class Options:
     stay below; results do not depend on it. None is no limit."""
 
     keep_scales: bool = False
-    """Keep the probability after every scale in the result's ``scales``; needs memory for each."""
+    """Keep the probability after each scale, after its last pass, in the result's ``scales``; needs memory for each."""
 
     allow_large: bool = False
     """Read pictures beyond 250 megapixels."""
@@ -126,10 +130,10 @@ class Options:
         lean = self.lean
         if lean is not None and (not isinstance(lean, Real) or isinstance(lean, bool) or not abs(float(lean)) <= 6):
             raise OptionError(f"lean={lean!r} is not possible; give a number from -6 to 6")
-        least = {"tile": 32, "patch": 32, "stride": 1, "band": 1, "padding": 0, "groups": 1, "seed": 0}
+        least = {"tile": 32, "patch": 32, "stride": 1, "band": 1, "padding": 0, "passes": 1, "groups": 1, "seed": 0}
         for name, lowest in least.items():
             value = getattr(self, name)
-            if name == "tile" and value is None:
+            if name in ("tile", "passes") and value is None:
                 continue
             if not isinstance(value, Integral) or isinstance(value, bool) or value < lowest:
                 raise OptionError(f"{name}={value!r} is not possible; give a whole number of at least {lowest}")
@@ -195,20 +199,23 @@ class Cascade:
     lean: float = 0.0
     """Default of the option of that name."""
 
+    passes: int = 1
+    """Default of the option of that name."""
+
     sure: float = 0.02
     """A probability this close to 0 or 1 is not looked at again by a strided pass "near", far from a contour."""
 
     empty: float = 1.0
     """px; a mask with less foreground than this in all is taken for empty, as published. 0: only one without any."""
 
-    def at(self, height: int, width: int) -> tuple[float, ...]:
-        """The scales to run for a picture of this size; beyond 1 where it is enlarged."""
+    def at(self, height: int, width: int, passes: int = 1) -> tuple[float, ...]:
+        """The scales to run for a picture of this size, the last ``passes`` times; beyond 1 where it is enlarged."""
         side = max(height, width)
         factor = min(max(1.0, self.least / side), self.enlarged)
-        if factor * side * self.scales[-2] < self.smallest:
+        if all(factor * side * scale < self.smallest for scale in self.scales[:-1]):
             factor = 1.0
         scales = [factor * scale for scale in self.scales]
-        return (*(scale for scale in scales[:-1] if side * scale >= self.smallest), scales[-1])
+        return (*(scale for scale in scales[:-1] if side * scale >= self.smallest), *scales[-1:] * passes)
 
 
 @dataclass(frozen=True)

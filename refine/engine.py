@@ -210,10 +210,9 @@ class Refiner:
 
     def plan(self, size: tuple[int, int], *, windowed: bool = False, **options: Any) -> Plan:
         """How a picture of ``size`` (H, W) would be refined, and with how much memory; `refine.plan.plan`."""
-        scales, pad = self.spec.cascade.at(*size), self.spec.cascade.pad
+        chosen, pad = self._chosen(options), self.spec.cascade.pad
         padded = (size[0] + 2 * pad, size[1] + 2 * pad)
-        sizes = tuple(scaled(padded, scale) for scale in scales)
-        chosen = self._chosen(options)
+        sizes = tuple(scaled(padded, scale) for scale in self._scales(size, chosen))
         return plan(self.network, padded, sizes, chosen, self.dtype, windowed=windowed, guidance=self._seeing(chosen))
 
     def _chosen(self, changes: dict[str, Any]) -> Options:
@@ -230,7 +229,13 @@ class Refiner:
             coarse_decode=options.coarse_decode or cascade.coarse_decode,
             guard=cascade.guard if options.guard is None else options.guard,
             lean=cascade.lean if options.lean is None else options.lean,
+            passes=cascade.passes if options.passes is None else options.passes,
         )
+
+    def _scales(self, size: tuple[int, int], options: Options) -> tuple[float, ...]:
+        """Those that a picture of ``size`` (H, W) is refined at, in turn."""
+        assert options.passes is not None  # as `_chosen` leaves none
+        return self.spec.cascade.at(*size, options.passes)
 
     def _guided(
         self,
@@ -305,20 +310,20 @@ class Refiner:
             outcome.warnings.append("the coarse mask is all background, and so is the result")
             outcome.last = Constant(0.0, frame.size)
             return outcome
-        scales = self.spec.cascade.at(*frame.original)
+        scales = self._scales(frame.original, options)
         sizes = [frame.scaled(scale) for scale in scales]
         guard = Guard(frame, sizes[0]) if options.guard else None
         tell = _Told(progress, plan.tiles)
-        for scale, size, following in zip(scales, sizes, (*sizes[1:], None), strict=True):
+        for number, (scale, size, following) in enumerate(zip(scales, sizes, (*sizes[1:], None), strict=True)):
             grid = self._grid(frame, size, following, options)
             lean = float(options.lean or 0.0) if following is None else 0.0  # so that no scale adds to another's
-            step = partial(self._scale, frame, scale, size, outcome.last, options, plan.tile, tell, lean=lean)
-            p, report = step(grid, first=scale == scales[0])
+            step = partial(self._scale, frame, number, scale, size, outcome.last, options, plan.tile, tell, lean=lean)
+            p, report = step(grid)
             if grid.samples and frame.may_be_empty(p):  # too little is known to tell whether it is all empty
                 grid = dense(self.network, frame.size, size)
-                p, report = step(grid, first=scale == scales[0])
+                p, report = step(grid)
             if guard is not None:
-                report = replace(report, taken_back=guard.take_back(p, f"{scale:g}"))
+                report = replace(report, taken_back=guard.take_back(p, f"{number}-{scale:g}"))
             outcome.last = p if grid.samples is None else Interpolated(p, *(s.table for s in grid.samples))
             if not grid.samples and frame.is_empty(p):
                 outcome.last = Constant(0.0, p.size)
@@ -331,6 +336,7 @@ class Refiner:
     def _scale(
         self,
         frame: Frame,
+        number: int,
         scale: float,
         size: tuple[int, int],
         current: Plane,
@@ -339,16 +345,15 @@ class Refiner:
         tell: "_Told",
         grid: Grid,
         *,
-        first: bool,
         lean: float = 0.0,
     ) -> tuple[Held, ScaleReport]:
-        """Probabilities at a grid of queries, from the ``current`` ones."""
+        """Probabilities at a grid of queries, from the ``current`` ones; step ``number`` of the cascade."""
         return_freed()
         view = View.of(frame, size, current, grid.rows, grid.columns)
         if frame.embedding is not None:
             view = with_deep(cast(DeepNetwork, self.network), view, dtype=self.dtype)
         store, counts = frame.store, _Counts()
-        name = f"scale-{scale:g}-{grid.shape[0]}x{grid.shape[1]}"
+        name = f"step-{number}-scale-{scale:g}-{grid.shape[0]}x{grid.shape[1]}"
         out = store.array(name, grid.shape, np.float32)
         boxes = None
         if options.decode == "bbox":
@@ -359,7 +364,7 @@ class Refiner:
                 seen = core.grown(margin(options), *grid.shape).aligned(options.stride, *grid.shape)
                 here = None if boxes is None else boxes[seen.slices]
                 before = view.before.read(seen)
-                selection = select(before, options, first=first, boxes=here, sure=self.spec.cascade.sure)
+                selection = select(before, options, first=number == 0, boxes=here, sure=self.spec.cascade.sure)
                 # A strided pass needs the cells around the core, whose lines close its own.
                 window = core.grown(options.stride if selection.stride else 0, *grid.shape)
                 part = window.moved(-seen.top, -seen.left)

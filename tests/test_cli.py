@@ -253,8 +253,8 @@ def test_options_reach_the_refiner_and_those_not_given_keep_its_defaults(run: Ru
     given = {"model": "crm-r50", "tile": 512, "dtype": "float32", "device": "cpu"}
     run("cat.png", "masks/coarse.png", "--allow-large", "--coarse-decode", "full")
     run("cat.png", "masks/coarse.png", "--no-guard")
-    run("cat.png", "masks/coarse.png", "--lean", "-0.5")
-    flags = [{"allow_large": True, "coarse_decode": "full"}, {"guard": False}, {"lean": -0.5}]
+    run("cat.png", "masks/coarse.png", "--lean", "-0.5", "--passes", "2")
+    flags = [{"allow_large": True, "coarse_decode": "full"}, {"guard": False}, {"lean": -0.5, "passes": 2}]
     assert engine.made == [{}, given, {"weights": Path("w.pth")}, *flags]
 
 

@@ -84,6 +84,11 @@ def test_small_pictures_are_enlarged_to_a_length_or_by_a_factor(size, scales):
     assert cascade.at(*size) == pytest.approx(scales)
 
 
+def test_the_last_scale_alone_has_passes():
+    assert PRESETS["crm-s"].cascade.at(480, 800, 3) == (0.75, 1.5, 1.5, 1.5)
+    assert PRESETS["crm-s"].cascade.at(300, 479, 2) == (1.0, 1.0)
+
+
 def test_the_published_cascade_always_runs_all_its_scales():
     assert PRESETS["crm-r50"].cascade.at(1, 1) == (0.125, 0.25, 0.5, 1.0)
 

@@ -1,7 +1,9 @@
+import copy
 import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -336,9 +338,9 @@ class Scale:
     def by(self, *, tile: int = 4096, **policy: object) -> tuple[np.ndarray, ScaleReport]:
         """Probabilities by a policy, and the report."""
         chosen, size = self.refiner._chosen(policy), self.frame.scaled(self.scale)
-        arguments = (self.frame, self.scale, size, self.current, chosen, tile, _Told(None, 1), self.grid)
+        arguments = (self.frame, 1, self.scale, size, self.current, chosen, tile, _Told(None, 1), self.grid)
         with torch.inference_mode():
-            p, report = self.refiner._scale(*arguments, first=False)
+            p, report = self.refiner._scale(*arguments)
         return whole(p), report
 
 
@@ -540,11 +542,13 @@ def test_run_keeps_its_refiner(tmp_path, monkeypatch):
         ({"guard": "yes"}, "guard=.yes. is not possible; give True or False"),
         ({"lean": 7}, "lean=7 is not possible; give a number from -6 to 6"),
         ({"lean": True}, "lean=True is not possible"),
+        ({"passes": 0}, "passes=0 is not possible; give a whole number of at least 1"),
+        ({"passes": 1.5}, "passes=1.5 is not possible"),
         ({"padding": -1}, "padding=-1 is not possible; give a whole number of at least 0"),
         ({"first_pass": "none"}, "known are near, everywhere"),
         (
             {"tiles": 256},
-            "the options are decode, stride, first_pass, band, padding, coarse_decode, guard, lean, guidance",
+            "the options are decode, stride, first_pass, band, padding, coarse_decode, guard, lean, passes,",
         ),
     ],
 )
@@ -574,6 +578,26 @@ def test_how_much_a_model_leans_is_its_specifications(shipped):
         shipped.refine(image, mask, lean=shipped.spec.cascade.lean).probability, chosen.probability
     )
     assert shipped.refine(image, mask, lean=0).mask.sum() < chosen.mask.sum()
+
+
+def test_a_second_pass_refines_what_the_first_one_left(shipped):
+    image, mask = pair(40, 1240)  # so large that it is not seen enlarged
+    whole = {"decode": "dense", "coarse_decode": "full", "guard": False}
+    once, twice = (shipped.refine(image, mask, passes=n, lean=0, **whole) for n in (1, 2))
+    assert [s.scale for s in twice.report.scales] == [*(s.scale for s in once.report.scales), 1.0]
+    alone = copy.copy(shipped)
+    alone.spec = replace(shipped.spec, cascade=replace(shipped.spec.cascade, scales=(1.0,)))
+    again = alone.refine(image, once.probability, lean=0.5, passes=1, **whole)
+    leaning = shipped.refine(image, mask, passes=2, lean=0.5, **whole)  # at the end alone
+    np.testing.assert_allclose(leaning.probability, again.probability, atol=1e-5)
+    assert difference(once, twice) > 1e-3
+
+
+def test_how_many_passes_there_are_is_the_specifications(shipped):
+    image, mask = pair(150, 201)
+    chosen, passes = shipped.refine(image, mask), shipped.spec.cascade.passes
+    assert chosen.report.options["passes"] == passes
+    assert len(chosen.report.scales) == len(shipped.refine(image, mask, passes=passes + 1).report.scales) - 1
 
 
 def test_an_unknown_option_of_a_call_lists_the_known_ones(refiner):

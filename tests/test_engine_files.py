@@ -43,6 +43,7 @@ def stored(path: Path) -> np.ndarray:
         {"decode": "dense", "guard": True},
         {"decode": "contour"},
         {"decode": "strided", "lean": 1.0},
+        {"decode": "strided", "passes": 3},
     ],
     ids=str,
 )
@@ -53,7 +54,7 @@ def test_window_by_window_is_the_whole(refiner, files, tmp_path, options):
     report = refiner.refine_file(*files, out, tile=256, progress=lambda *at: told.append(at), **options)
     np.testing.assert_array_equal(stored(out), whole.mask)
     assert [(s.size, s.taken_back) for s in report.scales] == [(s.size, s.taken_back) for s in whole.report.scales]
-    tiles = refiner.plan((460, 700), tile=256, windowed=True).tiles
+    tiles = refiner.plan((460, 700), tile=256, windowed=True, **options).tiles
     assert tiles > 6
     assert told == [(n + 1, tiles) for n in range(tiles)]
     assert [p.name for p in tmp_path.iterdir()] == ["out.tif"]
