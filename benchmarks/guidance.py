@@ -2,6 +2,7 @@
 
     python -m benchmarks.guidance sweep --data FOLDER    # of sets to train on: IoU of what v1 refines, by thresholds
     python -m benchmarks.guidance judge --data FOLDER    # of held-out sets: refined without guidance and with it
+    python -m benchmarks.guidance judge --data FOLDER --proposals sam-vit-b    # with Segment Anything's as well
 
 Coarse masks lack whole parts or have some too many (`refine.training.coarse`). Two sources: an oracle, whose proposals
 are parts of the truth and of the ground, and "felzenszwalb", which knows no objects. For the rule of sparsity a third,
@@ -18,8 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refine.engine import Refiner
-from refine.guidance import Proposal, Proposals
+from refine.errors import RefineError
+from refine.guidance import Proposal, Proposals, ProposalSource
 from refine.guidance.proposals import at_size
+from refine.guidance.sources import kept_source
 from refine.guidance.superpixels import Felzenszwalb
 from refine.guidance.v1 import covered, sparsity_of, without_gaps
 from refine.io import read_image
@@ -48,8 +51,11 @@ class Case:
     sources: dict[str, Proposals]
 
 
-def cases(data: Path, each: int, seed: int) -> Iterator[Case]:
-    """``each`` pictures of every set in ``data``, spread over it, with a coarse mask of each kind."""
+def cases(data: Path, each: int, seed: int, more: ProposalSource | None = None) -> Iterator[Case]:
+    """``each`` pictures of every set in ``data``, spread over it, with a coarse mask of each kind.
+
+    more: a source beside the oracles and "felzenszwalb".
+    """
     for folder in sorted(path for path in data.iterdir() if path.is_dir()):
         pairs = survey(folder).pairs
         for i in sorted({round(k * (len(pairs) - 1) / max(1, each - 1)) for k in range(each)}):
@@ -60,6 +66,8 @@ def cases(data: Path, each: int, seed: int) -> Iterator[Case]:
             segments = Felzenszwalb().propose(image)
             solid = without_gaps(truth)
             sources = {"oracle": oracle(segments, truth), "felzenszwalb": segments, "solid": oracle(segments, solid)}
+            if more is not None:
+                sources[more.name] = more.propose(image)
             for number, kind in enumerate(KINDS):
                 rng = np.random.default_rng((seed, i, number))
                 coarse = GENERATORS[kind](truth, rng) > 0.5
@@ -128,20 +136,20 @@ def _sparsities(found: Sequence[Case]) -> str:
 
 
 def judge(found: Iterator[Case]) -> str:
-    """Mean IoU / mBA in % by kind of mask: the coarse one, refined, and refined with v1 of both sources."""
+    """Mean IoU / mBA in % by kind of mask: the coarse one, refined, and refined with v1 of each source but "solid"."""
     refiner = Refiner()
+    names: list[str] = []
     figures: dict[str, list[list[tuple[float, float]]]] = {}
     for case in found:
         results = [case.coarse, refiner.refine(case.image, case.coarse).mask]
-        for name in ("oracle", "felzenszwalb"):
+        names = [name for name in case.sources if name != "solid"]
+        for name in names:
             proposals = case.sources[name]
             results.append(refiner.refine(case.image, case.coarse, guidance="sam-sr-v1", proposals=proposals).mask)
         scores = [(iou(mask, case.truth), mean_boundary_accuracy(mask, case.truth)) for mask in results]
         figures.setdefault(case.kind, []).append(scores)
-    lines = [
-        "| coarse masks | pictures | coarse | crm-s | v1, oracle | v1, felzenszwalb |",
-        "|---|---|---|---|---|---|",
-    ]
+    heads = ["coarse masks", "pictures", "coarse", "crm-s", *(f"v1, {name}" for name in names)]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for kind, rows in figures.items():
         means = 100 * np.mean(rows, 0)
         lines.append(f"| {kind} | {len(rows)} | " + " | ".join(f"{a:.2f}/{b:.2f}" for a, b in means) + " |")
@@ -155,8 +163,16 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of sets of pictures with truths")
     parser.add_argument("--each", type=int, default=8, help="pictures of a set (default 8)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--proposals", help="judge: a source more, as the option of that name: sam-vit-b, slic, ...")
+    parser.add_argument("--sam-checkpoint", type=Path, help="Segment Anything's weights, instead of downloaded ones")
     given = parser.parse_args()
-    found = cases(given.data, given.each, given.seed)
+    if given.what == "sweep" and given.proposals is not None:
+        parser.error("--proposals is of judge; leave it out")
+    try:
+        more = None if given.proposals is None else kept_source(given.proposals, sam_checkpoint=given.sam_checkpoint)
+    except RefineError as error:
+        parser.error(str(error))
+    found = cases(given.data, given.each, given.seed, more)
     print(sweep(list(found)) if given.what == "sweep" else judge(found))
 
 
