@@ -208,14 +208,20 @@ class Cascade:
     empty: float = 1.0
     """px; a mask with less foreground than this in all is taken for empty, as published. 0: only one without any."""
 
-    def at(self, height: int, width: int, passes: int = 1) -> tuple[float, ...]:
-        """The scales to run for a picture of this size, the last ``passes`` times; beyond 1 where it is enlarged."""
+    def at(self, height: int, width: int, passes: int | None = None) -> tuple[float, ...]:
+        """The scales to run for a picture of this size; beyond 1 where it is enlarged.
+
+        passes: how often the last one is among them; None is the cascade's own number.
+        """
         side = max(height, width)
         factor = min(max(1.0, self.least / side), self.enlarged)
         if all(factor * side * scale < self.smallest for scale in self.scales[:-1]):
             factor = 1.0
         scales = [factor * scale for scale in self.scales]
-        return (*(scale for scale in scales[:-1] if side * scale >= self.smallest), *scales[-1:] * passes)
+        return (
+            *(scale for scale in scales[:-1] if side * scale >= self.smallest),
+            *scales[-1:] * (passes or self.passes),
+        )
 
 
 @dataclass(frozen=True)

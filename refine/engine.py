@@ -212,7 +212,7 @@ class Refiner:
         """How a picture of ``size`` (H, W) would be refined, and with how much memory; `refine.plan.plan`."""
         chosen, pad = self._chosen(options), self.spec.cascade.pad
         padded = (size[0] + 2 * pad, size[1] + 2 * pad)
-        sizes = tuple(scaled(padded, scale) for scale in self._scales(size, chosen))
+        sizes = tuple(scaled(padded, scale) for scale in self.spec.cascade.at(*size, chosen.passes))
         return plan(self.network, padded, sizes, chosen, self.dtype, windowed=windowed, guidance=self._seeing(chosen))
 
     def _chosen(self, changes: dict[str, Any]) -> Options:
@@ -231,11 +231,6 @@ class Refiner:
             lean=cascade.lean if options.lean is None else options.lean,
             passes=cascade.passes if options.passes is None else options.passes,
         )
-
-    def _scales(self, size: tuple[int, int], options: Options) -> tuple[float, ...]:
-        """Those that a picture of ``size`` (H, W) is refined at, in turn."""
-        assert options.passes is not None  # as `_chosen` leaves none
-        return self.spec.cascade.at(*size, options.passes)
 
     def _guided(
         self,
@@ -310,7 +305,7 @@ class Refiner:
             outcome.warnings.append("the coarse mask is all background, and so is the result")
             outcome.last = Constant(0.0, frame.size)
             return outcome
-        scales = self._scales(frame.original, options)
+        scales = self.spec.cascade.at(*frame.original, options.passes)
         sizes = [frame.scaled(scale) for scale in scales]
         guard = Guard(frame, sizes[0]) if options.guard else None
         tell = _Told(progress, plan.tiles)

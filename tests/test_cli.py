@@ -759,7 +759,7 @@ def test_evaluate_passes_its_options_on(run: Run, evaluated: dict[str, Any]) -> 
             "--model crm-s,guided-filter --decode dense,bbox --set radius=0.02",
             [{"decode": "dense"}, {"decode": "bbox"}, {"model": "guided-filter", "radius": 0.02}],
         ),
-        ("--model crm-s,guided-filter --lean 0", [{"lean": 0.0}, {"model": "guided-filter"}]),
+        ("--model crm-s,guided-filter --lean 0 --passes 2", [{"lean": 0.0, "passes": 2}, {"model": "guided-filter"}]),
         ("--model grabcut --set rounds=3", [{"model": "grabcut", "rounds": 3}]),
         ("--table thesis-4.1", [{"model": "crm-r50", "dtype": "float32"}]),
         ("--table thesis-4.1 --model crm-s --dtype auto", [{"dtype": "auto"}]),

@@ -87,6 +87,7 @@ def test_small_pictures_are_enlarged_to_a_length_or_by_a_factor(size, scales):
 def test_the_last_scale_alone_has_passes():
     assert PRESETS["crm-s"].cascade.at(480, 800, 3) == (0.75, 1.5, 1.5, 1.5)
     assert PRESETS["crm-s"].cascade.at(300, 479, 2) == (1.0, 1.0)
+    assert Cascade(scales=(0.5, 1.0), passes=2).at(300, 479) == (0.5, 1.0, 1.0)
 
 
 def test_the_published_cascade_always_runs_all_its_scales():
