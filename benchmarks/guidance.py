@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refine.engine import Refiner
-from refine.errors import RefineError
+from refine.errors import FileError, RefineError
 from refine.guidance import Proposal, Proposals, ProposalSource
 from refine.guidance.proposals import at_size
 from refine.guidance.sources import kept_source
@@ -55,8 +55,13 @@ def cases(data: Path, each: int, seed: int, more: ProposalSource | None = None) 
     """``each`` pictures of every set in ``data``, spread over it, with a coarse mask of each kind.
 
     more: a source beside the oracles and "felzenszwalb".
+
+    Raises `FileError` for a folder without sets, and for what cannot be read in them.
     """
-    for folder in sorted(path for path in data.iterdir() if path.is_dir()):
+    sets = sorted(data.glob("*/"))
+    if not sets:
+        raise FileError(f"{str(data)!r} has no folders of pictures; give the folder that holds the sets")
+    for folder in sets:
         pairs = survey(folder).pairs
         for i in sorted({round(k * (len(pairs) - 1) / max(1, each - 1)) for k in range(each)}):
             image = read_image(pairs[i].image)
@@ -170,10 +175,10 @@ def main() -> None:
         parser.error("--proposals is of judge; leave it out")
     try:
         more = None if given.proposals is None else kept_source(given.proposals, sam_checkpoint=given.sam_checkpoint)
+        found = cases(given.data, given.each, given.seed, more)
+        print(sweep(list(found)) if given.what == "sweep" else judge(found))
     except RefineError as error:
         parser.error(str(error))
-    found = cases(given.data, given.each, given.seed, more)
-    print(sweep(list(found)) if given.what == "sweep" else judge(found))
 
 
 if __name__ == "__main__":

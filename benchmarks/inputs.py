@@ -136,7 +136,8 @@ def write_weights(
 ) -> dict[str, Weights]:
     """The weights of models, written to a folder where none exist yet.
 
-    weights_r50: of crm-r50 and the reference; without them they are seeded for a picture and its mask.
+    weights_r50: of crm-r50 and the reference; without them they are seeded for a picture and its mask. Their cascade is
+    the published one whatever the file's own, so that the two do the same.
 
     Raises `WeightsError`: the file cannot be read, or is no crm-r50.
     """
@@ -154,7 +155,8 @@ def write_weights(
         torch.save(published_weights(*pair), published)
         import_published(published, own)
     else:
-        own = weights_r50.resolve()
-        origin = f"{own.name}, sha256 {load_network('crm-r50', own)[2]}"
-        torch.save(published_form(own), published)
+        given, own = weights_r50.resolve(), folder / "crm-r50.safetensors"
+        origin = f"{given.name}, sha256 {load_network('crm-r50', given)[2]}"
+        torch.save(published_form(given), published)
+        import_published(published, own)
     return {**found, "crm-r50": Weights(str(own), origin), "reference": Weights(str(published), origin)}

@@ -109,13 +109,14 @@ class ReferenceCRM(nn.Module):
     def refine(self, image: np.ndarray, mask: np.ndarray) -> dict[float, np.ndarray]:
         """Probability (H, W) float32 after each scale, for `image` (H, W, 3) uint8 RGB and `mask` (H, W) in 0..255."""
         height, width = mask.shape
-        picture, coarse = normalised(image, mask)
+        device = next(self.parameters()).device
+        picture, coarse = (x.to(device) for x in normalised(image, mask))
         probabilities = {}
         for scale in SCALES:
             empty = float((coarse + 1).sum()) < 2
             p = torch.zeros_like(coarse) if empty else self._at_scale(picture, coarse, scale)
             coarse = 2 * p - 1
-            probabilities[scale] = p[0, 0, PADDING : PADDING + height, PADDING : PADDING + width].numpy().copy()
+            probabilities[scale] = p[0, 0, PADDING : PADDING + height, PADDING : PADDING + width].cpu().numpy().copy()
         return probabilities
 
     def _at_scale(self, picture: Tensor, coarse: Tensor, scale: float) -> Tensor:
@@ -129,7 +130,8 @@ class ReferenceCRM(nn.Module):
             dim=1,
         )
         features = self.aspp_(*self.feats(x))[0]
-        q = torch.stack(torch.meshgrid(centres(full[0]), centres(full[1]), indexing="ij"), dim=-1).view(-1, 2)
+        of = [centres(n).to(picture.device) for n in full]
+        q = torch.stack(torch.meshgrid(*of, indexing="ij"), dim=-1).view(-1, 2)
         chunks = [self._query(features, part, full) for part in q.split(QUERIES_PER_CHUNK)]
         return torch.sigmoid(torch.cat(chunks)).view(1, 1, *full)
 
@@ -138,7 +140,7 @@ class ReferenceCRM(nn.Module):
         h, w = features.shape[-2:]
         sides = torch.tensor([h, w], dtype=torch.float32)
         cell = (torch.tensor([2 / full[0], 2 / full[1]]) * sides).expand_as(q)
-        y_of, x_of = centres(h), centres(w)
+        sides, cell, y_of, x_of = (x.to(q.device) for x in (sides, cell, centres(h), centres(w)))
         outputs, areas = [], []
         for sy in (-1, 1):
             for sx in (-1, 1):

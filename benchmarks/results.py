@@ -27,6 +27,14 @@ COLOURS = dict(
         strict=True,
     )
 )
+MEMORY = (
+    "MB are the peak resident set over what the process held before the call: program, weights and picture; `planned` "
+    "is what `refine.plan` expected."
+)
+GPU_MEMORY = (
+    "MB are the peak of what torch has allocated on the GPU over what it held there before the first call, the "
+    "weights; `refine.plan` expects nothing of that memory alone. float32 is computed without TF32."
+)
 LINES: dict[str, Literal["--", "-"]] = {"float32": "--", "bfloat16": "-"}
 
 Results = dict[str, Any]
@@ -37,16 +45,19 @@ Measured = dict[str, Any]
 # Where the figures come from
 
 
-def machine(threads: int) -> dict[str, Any]:
-    """The machine, and its kind: results of one kind can be compared."""
+def machine(threads: int, device: str = "cpu") -> dict[str, Any]:
+    """The machine, and its kind: results of one kind can be compared. On CUDA the device is named for the processor."""
     name, flags = platform.processor() or platform.machine(), ""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         fields = dict(line.split(":", 1) for line in cpuinfo.read_text().split("\n\n")[0].splitlines() if ":" in line)
         facts = {key.strip(): value.strip() for key, value in fields.items()}
         name, flags = facts.get("model name", name), facts.get("flags", "")
+    gpu = "" if device == "cpu" else _gpu(device)
     return {
-        "kind": kind(name, threads),
+        "kind": kind(name, threads, gpu),
+        "device": device,
+        "gpu": gpu,
         "cpu": name,
         "bfloat16": [flag for flag in ("amx_bf16", "avx512_bf16") if flag in flags.split()],
         "cores": usable_cores(),
@@ -58,9 +69,15 @@ def machine(threads: int) -> dict[str, Any]:
     }
 
 
-def kind(cpu: str, threads: int) -> str:
-    """A processor and the number of its cores that are used, as a file's name."""
-    return re.sub(r"[^a-z0-9]+", "-", f"{cpu} {threads} cores".lower()).strip("-")
+def kind(cpu: str, threads: int, gpu: str = "") -> str:
+    """A processor or a GPU, and the number of the processor's cores that are used, as a file's name."""
+    return re.sub(r"[^a-z0-9]+", "-", f"{gpu or cpu} {threads} cores".lower()).strip("-")
+
+
+def _gpu(device: str) -> str:
+    import torch
+
+    return torch.cuda.get_device_name(device)
 
 
 def usable_cores() -> int:
@@ -106,6 +123,7 @@ def read(text: str, name: str) -> Results:
     try:
         found: Results = json.loads(text)
         _ = found["machine"]["kind"], found["date"], short(found["commit"]), found["weights"], found["pictures"]
+        found["machine"].setdefault("device", "cpu")  # older runs know no other
         _figures(found)
     except (ValueError, LookupError, TypeError) as error:
         raise ValueError(f"{name}: no result of the benchmarks ({type(error).__name__}: {error})") from error
@@ -126,9 +144,10 @@ def committed(path: Path) -> str:
 def markdown(results: Results, plots: Sequence[Path] = ()) -> str:
     """A run as a page: where it comes from, the plots, every case, the kernels, what is missing."""
     where, cases = results["machine"], results["cases"]
-    bfloat16 = f", {' and '.join(where['bfloat16'])}" if where["bfloat16"] else ""
+    on_cpu = where["device"] == "cpu"
+    bfloat16 = f", {' and '.join(where['bfloat16'])}" if where["bfloat16"] and on_cpu else ""
     lines = [
-        f"# {where['cpu']}, {where['threads']} of {where['cores']} cores",
+        f"# {'' if on_cpu else where['gpu'] + ', beside '}{where['cpu']}, {where['threads']} of {where['cores']} cores",
         "",
         f"{results['date']}, commit {short(results['commit'])}, "
         f"torch {where['torch']}, Python {where['python']}{bfloat16}, load before {where['load']:.1f}.",
@@ -136,8 +155,7 @@ def markdown(results: Results, plots: Sequence[Path] = ()) -> str:
         "",
         "Seconds are inside `refine()` after a warm-up: the median, and the least and the most of several calls. "
         "`faster` is against the reference, the published computation in plain torch, in the same run; with ~ against "
-        "its time at another size, taken in proportion to the area. MB are the peak resident set over what the process "
-        "held before the call: program, weights and picture; `planned` is what `refine.plan` expected. `decoded` and "
+        f"its time at another size, taken in proportion to the area. {MEMORY if on_cpu else GPU_MEMORY} `decoded` and "
         "`encoded` are shares of all scales' queries and cells; `mask differs` is the share of pixels where the mask "
         "is not the reference's, for `crm-s` not that of `dense` in float32.",
         "",
@@ -173,7 +191,7 @@ def case_rows(results: Results) -> list[tuple[str, ...]]:
                 f"{digits(seconds['min'])}..{digits(seconds['max'])}" if several else "once",
                 times_faster(case, good),
                 f"{case['memory']['over'] / 1e6:.0f}",
-                "-" if reference else f"{case['memory']['planned'] / 1e6:.0f}",
+                f"{case['memory']['planned'] / 1e6:.0f}" if case["memory"]["planned"] else "-",
                 "-" if reference else f"{case['decoded']:.1%}",
                 "-" if reference else f"{case['encoded']:.1%}",
                 f"{case['difference']['masks']:.3%}" if case["difference"] else "-",
@@ -243,7 +261,7 @@ def _marked(case: Measured, results: Results) -> bool:
 
 
 def plot(results: Results, what: str, path: Path) -> Path:
-    """Draws seconds, or memory over the program's, of every case against megapixels; a panel for each model."""
+    """Draws seconds, or memory over what was held before, of every case against megapixels; a panel for each model."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
@@ -283,7 +301,8 @@ def plot(results: Results, what: str, path: Path) -> Path:
         panel.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
         panel.yaxis.set_minor_locator(NullLocator())
         panel.grid(visible=True, linewidth=0.3)
-    panels[0].set_ylabel("seconds" if what == "seconds" else "peak memory over the program's, MB")
+    memory = "memory over the program's" if results["machine"]["device"] == "cpu" else "GPU memory over the weights'"
+    panels[0].set_ylabel("seconds" if what == "seconds" else f"peak {memory}, MB")
     used = [policy for policy in COLOURS if any(c["policy"] == policy for c in cases)]
     keys = [Line2D([], [], color=COLOURS[policy], label=policy) for policy in used]
     keys += [

@@ -3,11 +3,13 @@
     python -m benchmarks.suite                       # all of it, about 20 minutes on two cores: `make bench`
     python -m benchmarks.suite --quick               # two minutes
     python -m benchmarks.suite --megapixels 8 --cases "crm-s bfloat16" --image photo.jpg --mask coarse.png
+    python -m benchmarks.suite --device cuda         # on a GPU, some ten minutes; no kernels of the CPU
     python -m benchmarks.suite --compare             # the last run beside the committed one: `make bench-compare`
 
 Results are a JSON, a table and two plots; those of the whole suite go to `benchmarks/results`, others to
 `runs/benchmarks`. What crm-r50 can save depends on its weights: give it some that follow their mask, with --weights-r50
-or the environment variable REFINE_WEIGHTS_R50; without, they are random, and the table says so.
+(weights/crm-r50.safetensors, say) or the environment variable REFINE_WEIGHTS_R50; without, they are random, and the
+table says so.
 """
 
 import argparse
@@ -27,7 +29,7 @@ import numpy as np
 
 from benchmarks import inputs, results
 from benchmarks.worker import CAPPED, POLICIES, PUBLISHED, REFERENCE, ROOT, Case, Task, limited, run
-from refine.errors import RefineError
+from refine.errors import OptionError, RefineError
 
 REPEATS = 3
 
@@ -67,6 +69,22 @@ WHOLE = (
     Block("crm-r50", "float32", tuple(p for p in SPARING if p != "strided-4 near"), (1,)),
     Block("crm-r50", "bfloat16", ("bbox", "contour", "strided-4 everywhere", "strided-8 near"), (4,)),
 )
+# On a GPU a case takes a quarter of a minute, nearly all of it to start its process.
+ON_GPU = (
+    Block(REFERENCE, "float32", (PUBLISHED,), (1, 4)),
+    Block("crm-s", "float32", ("dense",), (1, 4, 24)),
+    Block("crm-s", "bfloat16", ("default",), (1, 4, 24)),
+    Block("crm-r50", "float32", ("dense", "strided-4 near"), (4,)),
+    Block("crm-s", "bfloat16", ("dense", "contour", "strided-4 near"), (24, 4)),
+    Block("crm-s", "float32", ("default",), (24, 4)),
+    Block("crm-s", "float32", ("dense",), (8,)),
+    Block("crm-r50", "bfloat16", ("dense", "strided-4 near"), (4, 1)),
+    Block("crm-r50", "float32", ("dense", "strided-4 near"), (1,)),
+    Block("crm-s", "bfloat16", ("default", "dense", "contour", "strided-4 near"), (8,)),
+    Block("crm-s", "bfloat16", ("dense", "contour", "strided-4 near"), (1,)),
+    Block("crm-s", "float32", ("contour", "strided-4 near"), (24, 4, 1, 8)),
+    Block("crm-s", "float32", ("default",), (1, 8)),
+)
 # Two minutes, of which the reference takes one.
 QUICK = (
     Block(REFERENCE, "float32", (PUBLISHED,), (1,)),
@@ -99,6 +117,7 @@ def measure(
     threads: int,
     repeats: int,
     until: float,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """The figures of cases, the weights they ran with, and the names of those not begun ``until`` a time.
 
@@ -116,7 +135,7 @@ def measure(
             if time.perf_counter() > until:
                 left_out.append(str(case))
                 continue
-            done = run(Task(case, str(folder), weights[case.model].path, threads, repeats))
+            done = run(Task(case, str(folder), weights[case.model].path, threads, repeats, device))
             median = f"{done.as_dict()['seconds']['median']:.2f} s" if not done.fault else done.fault
             print(f"{case}: {median}", file=sys.stderr, flush=True)
             measured.append({**asdict(case), **done.as_dict()})
@@ -146,7 +165,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parsed(arguments)
     try:
         if options.compare is not None:
-            return _compare(options.compare)
+            return _compare(options.compare, options.device)
         return _measure(options)
     except (ValueError, OSError, RefineError) as error:
         print(error, file=sys.stderr)
@@ -169,6 +188,7 @@ def _parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--repeats", type=int, default=REPEATS, help=f"calls of a case that is fast (default {REPEATS})"
     )
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N or auto (default cpu)")
     parser.add_argument("--threads", type=int, default=results.usable_cores(), help="default: all usable cores")
     parser.add_argument("--minutes", type=float, default=60.0, help="begin no case after so many (default 60)")
     parser.add_argument("--no-kernels", action="store_true", help="leave out the benchmarks of single kernels")
@@ -197,12 +217,14 @@ def _parsed(arguments: list[str] | None) -> argparse.Namespace:
 
 def _measure(options: argparse.Namespace) -> int:
     until = time.perf_counter() + 60 * options.minutes
-    cases = chosen(QUICK if options.quick else WHOLE, options.megapixels, options.cases.split())
+    device = _device(options.device)
+    blocks = QUICK if options.quick else WHOLE if device == "cpu" else ON_GPU
+    cases = chosen(blocks, options.megapixels, options.cases.split())
     sizes = sorted({case.megapixels for case in cases})
     found: results.Results = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": results.commit(),
-        "machine": results.machine(options.threads),
+        "machine": results.machine(options.threads, device),
     }
     if options.image:
         source, pictures = options.image.name, inputs.photograph(options.image, options.mask, sizes)
@@ -219,7 +241,7 @@ def _measure(options: argparse.Namespace) -> int:
         for size, (_, mask) in pictures.items()
     }
     # First, because it compiles the kernels: to do so takes memory, which is no case's.
-    found["kernels"] = [] if options.no_kernels else kernels(min(4.0, sizes[-1]), options.threads)
+    found["kernels"] = [] if options.no_kernels or device != "cpu" else kernels(min(4.0, sizes[-1]), options.threads)
     found |= measure(
         cases,
         pictures,
@@ -227,6 +249,7 @@ def _measure(options: argparse.Namespace) -> int:
         threads=options.threads,
         repeats=options.repeats,
         until=until,
+        device=device,
     )
     whole = not (options.quick or options.megapixels or options.cases or options.image)
     folder = options.out or (results.FOLDER if whole else ROOT / "runs" / "benchmarks")
@@ -237,10 +260,21 @@ def _measure(options: argparse.Namespace) -> int:
     return int(any(case["fault"] for case in found["cases"]))
 
 
-def _compare(files: list[Path]) -> int:
-    new = files[0] if files else results.FOLDER / f"{results.machine(results.usable_cores())['kind']}.json"
+def _device(name: str) -> str:
+    """The device of a name. Raises `OptionError` for one that is not there or whose memory cannot be measured."""
+    from refine.devices import resolve_device
+
+    found = resolve_device(name)
+    if found.type not in ("cpu", "cuda"):
+        raise OptionError(f"--device {name} is {found}, whose memory cannot be measured; give cpu or cuda")
+    return str(found)
+
+
+def _compare(files: list[Path], device: str) -> int:
+    threads = results.usable_cores()
+    new = files[0] if files else results.FOLDER / f"{results.machine(threads, _device(device))['kind']}.json"
     if not new.is_file():
-        raise ValueError(f"{new}: no such result; `make bench` writes one")
+        raise ValueError(f"{new}: no such result; `python -m benchmarks.suite --device {device}` writes one")
     after = results.read(new.read_text(encoding="utf-8"), new.name)
     base = files[1].read_text(encoding="utf-8") if len(files) > 1 else results.committed(new)
     before = results.read(base, files[1].name if len(files) > 1 else f"{new.name} as committed")

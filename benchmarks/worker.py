@@ -3,6 +3,9 @@
 The process loads its libraries, the weights and the picture, refines the picture reduced, so that threads are started
 and code is loaded, and then the picture itself, a few times: seconds from call to result, and the peak of its resident
 set during these calls. The first result is checked before another call is timed; one that is wrong has no figures.
+
+On CUDA memory is what torch has allocated on the device. There the picture itself is refined once more before it is
+timed, since kernels are compiled and algorithms chosen by size, and float32 is computed without TF32.
 """
 
 import json
@@ -101,6 +104,12 @@ class Task:
     weights: str | None
     threads: int
     repeats: int
+    device: str = "cpu"
+    """Or "cuda" or "cuda:N"."""
+
+    @property
+    def on_cpu(self) -> bool:
+        return self.device == "cpu"
 
 
 @dataclass(frozen=True)
@@ -109,11 +118,12 @@ class Run:
 
     seconds: list[float] = field(default_factory=list)
     before: int = 0
-    """Resident set with libraries, weights and picture loaded, before the first call."""
+    """Resident set with libraries, weights and picture loaded, before the first call; on CUDA, the weights there."""
     peak: int = 0
-    """Peak resident set during the timed calls."""
+    """Peak resident set during the timed calls; on CUDA, the peak of what is allocated there."""
     planned: int = 0
-    """What the refiner's plan expects the peak to be over what was held before; the reference has none."""
+    """What the refiner's plan expects the peak to be over what was held before; the reference has none, nor has CUDA,
+    of whose memory alone no plan speaks."""
     report: dict[str, Any] = field(default_factory=dict)
     """The refiner's, of the last call; the reference has none."""
     difference: Difference | None = None
@@ -196,19 +206,27 @@ def measure(task: Task) -> Run:
     cv2.setNumThreads(task.threads)
     case, folder = task.case, Path(task.folder)
     image, mask = (np.load(folder / f"{name}-{case.megapixels:g}.npy") for name in ("image", "mask"))
+    if not task.on_cpu:
+        torch.backends.cudnn.allow_tf32 = False  # else no result in float32 could equal the reference's
     refine, planned = _reference(task) if case.model == REFERENCE else _refiner(task, mask.shape)
-    before = resident()
+    before = resident() if task.on_cpu else torch.cuda.memory_allocated(task.device)
     refine(*resized(image, mask, min(WARM_UP, mask.size / 1e6)))
-    forget_peak()
+    if task.on_cpu:
+        forget_peak()
+    else:
+        refine(image, mask)
+        torch.cuda.reset_peak_memory_stats(task.device)
     seconds: list[float] = []
+    peak = 0
     while len(seconds) < task.repeats and sum(seconds) < ENOUGH:
         p = None  # not alive beside the next
-        started = time.perf_counter()
+        started = _now(task)
         p, report = refine(image, mask)
-        seconds.append(time.perf_counter() - started)
+        seconds.append(_now(task) - started)
         if fault := wrong(case, p, mask.shape):
             return Run(fault=fault)
-    peak = peak_resident()
+        # After each call, since the refiner's own count of a call's memory lets the device's peak begin anew.
+        peak = max(peak, peak_resident() if task.on_cpu else torch.cuda.max_memory_allocated(task.device))
     assert p is not None
     difference = compared(case, p, folder)
     if case.exact and difference and difference.largest > TOLERANCE:
@@ -220,6 +238,15 @@ def measure(task: Task) -> Run:
     return Run(seconds, before, peak, planned, report, difference)
 
 
+def _now(task: Task) -> float:
+    """Seconds, once the device has done what it was given."""
+    import torch
+
+    if not task.on_cpu:
+        torch.cuda.synchronize(task.device)
+    return time.perf_counter()
+
+
 def _reference(task: Task) -> tuple[Refine, int]:
     import torch
 
@@ -228,6 +255,7 @@ def _reference(task: Task) -> tuple[Refine, int]:
     assert task.weights is not None
     network = ReferenceCRM()
     network.load_published(torch.load(task.weights, weights_only=True))
+    network.to(task.device)
     return lambda image, mask: (network.refine(image, mask)[1.0], {}), 0
 
 
@@ -236,14 +264,14 @@ def _refiner(task: Task, size: tuple[int, int]) -> tuple[Refine, int]:
 
     case = task.case
     refiner = Refiner(
-        case.model, weights=task.weights, device="cpu", dtype=case.dtype, **(POLICIES | CAPPED)[case.policy]
+        case.model, weights=task.weights, device=task.device, dtype=case.dtype, **(POLICIES | CAPPED)[case.policy]
     )
 
     def refine(image: Pixels, mask: Pixels) -> tuple[Probability, dict[str, Any]]:
         refined = refiner.refine(image, mask)
         return refined.probability, refined.report.as_dict()
 
-    return refine, refiner.plan(size).peak
+    return refine, refiner.plan(size).peak if task.on_cpu else 0
 
 
 def wrong(case: Case, p: Probability, shape: tuple[int, ...]) -> str:

@@ -857,7 +857,8 @@ def _train(
         list[Path] | None, _row("--data DIR", "Folder of pictures with their truths; give it again for more.")
     ] = None,
     recipe: Annotated[
-        str | None, _row("--recipe NAME|FILE", "Fields of the run: crm-s, crm-paper (as published) or a TOML file.")
+        str | None,
+        _row("--recipe NAME|FILE", "Fields of the run: crm-s, crm-r50, crm-paper (as published), ..., or a TOML file."),
     ] = None,
     root: Annotated[
         Path, _row("--root FOLDER", "Where a recipe's relative paths lie. Default: here.", show_default=False)

@@ -81,8 +81,8 @@ Progress = Callable[[int, int], None]
 class Refiner:
     """A network with its weights on a device, ready to refine many pictures.
 
-    model: name of a preset, "crm-s" (the default; ships with weights) or "crm-r50"; "crm-s+v2.1" and the like are those
-        that a version of SAM-SR guides, and what "crm-s" means with guidance="sam-sr-v2.1".
+    model: name of a preset, "crm-s" (the default) or "crm-r50", which ship with weights; "crm-s+v2.1" and the like are
+        those that a version of SAM-SR guides, and what "crm-s" means with guidance="sam-sr-v2.1".
     weights: path of a safetensors file or of a published .pth; None takes the weights that ship with the model.
     device: "auto" (CUDA, else Apple's GPU, else the CPU), "cpu", "cuda", "cuda:N" or "mps".
     dtype: "auto" (the fastest that is safe on the device), "float32", "bfloat16" or "float16"; coordinates are always

@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+import refine
 from benchmarks import inputs, memory, results, slide, suite, test_kernels, worker
+from benchmarks.reference import ReferenceCRM
 from benchmarks.worker import REFERENCE, Case, Difference, Run, Task
+from refine import checkpoint
+from refine.loading import load_network
+from refine.models import preset
 
 SHAPE = (6, 8)
 SIZE = 4.8e-5  # megapixels of that shape
@@ -63,16 +69,20 @@ class TestInputs:
         pair = inputs.generated([0.01])[0.01]
         seeded = inputs.write_weights(tmp_path, ["crm-r50"], None, pair)
         assert {seeded[model].origin for model in ("crm-r50", REFERENCE)} == {inputs.RANDOM}
-        own = Path(str(seeded["crm-r50"].path))
+        held = checkpoint.load(str(seeded["crm-r50"].path))
         published = torch.load(str(seeded[REFERENCE].path), weights_only=True)
+        own = tmp_path / "own.safetensors"
+        spec = preset("crm-r50")
+        checkpoint.save(own, held.state, spec=replace(spec, cascade=replace(spec.cascade, smallest=360)).as_dict())
         given = inputs.write_weights(tmp_path, [REFERENCE], own, pair)
         completed = torch.load(str(given[REFERENCE].path), weights_only=True)
         assert set(completed) == {key.removeprefix("module.") for key in published}
         for key, value in published.items():
             if ".layer4." not in key:
                 torch.testing.assert_close(completed[key.removeprefix("module.")], value, rtol=0, atol=0)
-        assert given["crm-r50"].path == str(own)
-        assert given["crm-r50"].origin.startswith("crm-r50.safetensors, sha256 ")
+        assert given["crm-r50"].origin.startswith("own.safetensors, sha256 ")
+        _, taken, _ = load_network("crm-r50", given["crm-r50"].path)
+        assert taken.cascade == spec.cascade, "the reference has no other"
 
     def test_crm_s_alone_needs_no_other_weights(self, tmp_path):
         found = inputs.write_weights(tmp_path, ["crm-s"], tmp_path / "missing", inputs.generated([0.001])[0.001])
@@ -170,6 +180,60 @@ class TestWorker:
         assert fault.startswith("ended with code 1: ")
         assert "dtype='float7' is unknown" in fault
 
+    def test_a_task_runs_on_the_cpu_unless_told_otherwise(self, monkeypatch, folder):
+        given, refiner = [], refine.Refiner
+        monkeypatch.setattr(
+            refine, "Refiner", lambda *args, **options: given.append(options) or refiner(*args, **options)
+        )
+        run = worker.measure(Task(SMALL, str(folder), None, threads=1, repeats=1))
+        assert [options["device"] for options in given] == ["cpu"]
+        assert run.planned > 2**28
+        assert run.before > 10**7, "the resident set"
+        assert run.report["device"] == "cpu"
+
+    def test_on_cuda_the_memory_is_the_devices_and_its_clock_waits_for_it(self, monkeypatch, folder):
+        calls: list[str] = []
+        answers = {
+            "memory_allocated": iter([100]),
+            "reset_peak_memory_stats": iter([None]),
+            "synchronize": iter([None] * 4),
+            "max_memory_allocated": iter([900, 700]),
+        }
+
+        def answer(name, device):
+            calls.append(f"{name} {device}")
+            return next(answers[name])
+
+        for name in answers:
+            monkeypatch.setattr(torch.cuda, name, partial(answer, name))
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+
+        def refined(image, mask):
+            calls.append(f"refine {mask.size}")
+            return spread(), {}
+
+        for name in ("_reference", "_refiner"):
+            monkeypatch.setattr(worker, name, lambda *task: (refined, 0))
+        run = worker.measure(Task(SMALL, str(folder), None, threads=1, repeats=2, device="cuda"))
+        assert (run.fault, run.before, run.peak, run.planned) == ("", 100, 900, 0)
+        assert not torch.backends.cudnn.allow_tf32
+        timed = ["synchronize cuda", "refine 48", "synchronize cuda", "max_memory_allocated cuda"]
+        assert calls[:3] == ["memory_allocated cuda", "refine 48", "refine 48"]
+        assert calls[3:] == ["reset_peak_memory_stats cuda", *timed, *timed]
+
+    def test_network_and_refiner_go_to_the_tasks_device(self, monkeypatch, folder):
+        moved = []
+        monkeypatch.setattr(torch.nn.Module, "to", lambda self, *to, **_: moved.extend(to) or self)
+        monkeypatch.setattr("refine.engine.resolve_device", torch.device)
+        monkeypatch.setattr("refine.engine.resolve_dtype", lambda *_: torch.float32)
+        torch.save(ReferenceCRM().state_dict(), folder / "published.pth")
+        task = Task(REFERENCED, str(folder), str(folder / "published.pth"), threads=1, repeats=1, device="cuda:1")
+        worker._reference(task)
+        assert worker._refiner(replace(task, case=SMALL, weights=None), SHAPE)[1] == 0, (
+            "no plan is of a device's memory"
+        )
+        assert list(map(str, moved)) == ["cuda:1", "cuda:1", "torch.float32"]
+
 
 def test_shares_are_of_all_scales():
     scales = [
@@ -203,7 +267,7 @@ class TestPeak:
 
 
 class TestCases:
-    @pytest.mark.parametrize("blocks", [suite.WHOLE, suite.QUICK])
+    @pytest.mark.parametrize("blocks", [suite.WHOLE, suite.QUICK, suite.ON_GPU])
     def test_each_stands_once_and_after_its_twin(self, blocks):
         cases = [case for block in blocks for case in block.at(block.megapixels)]
         assert len(set(cases)) == len(cases)
@@ -213,7 +277,7 @@ class TestCases:
                 assert cases.index(case.twin) <= cases.index(case)
 
     def test_what_must_equal_the_reference_is_only_measured_where_that_is(self):
-        for blocks in (suite.WHOLE, suite.QUICK):
+        for blocks in (suite.WHOLE, suite.QUICK, suite.ON_GPU):
             cases = suite.chosen(blocks)
             assert any(case.exact for case in cases)
             assert all(case.twin in cases for case in cases if case.exact)
@@ -288,6 +352,43 @@ def test_a_small_run_writes_results_that_can_be_read_and_compared(tmp_path, caps
     assert "no change of latency or memory by more than 10%" in capsys.readouterr().out
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device that the test wants missing")
+@pytest.mark.parametrize("words", [["--quick"], ["--compare"]])
+def test_a_device_that_is_not_there_is_refused_before_anything_is_measured(tmp_path, monkeypatch, capsys, words):
+    monkeypatch.setattr(suite, "run", lambda task: pytest.fail("it began"))
+    assert suite.main([*words, "--device", "cuda", "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("device='cuda' is unknown or not on this machine")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_device_whose_memory_cannot_be_measured_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr("refine.devices.resolve_device", torch.device)
+    assert suite.main(["--device", "mps"]) == 2
+    assert capsys.readouterr().err == "--device mps is mps, whose memory cannot be measured; give cpu or cuda\n"
+
+
+def test_a_run_on_cuda_has_its_own_cases_its_tasks_the_device_and_no_kernels(tmp_path, monkeypatch, capsys):
+    tasks: list[Task] = []
+    monkeypatch.setattr("refine.devices.resolve_device", torch.device)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr(suite, "run", lambda task: tasks.append(task) or Run([0.1], before=10**7, peak=10**8))
+    monkeypatch.setattr(suite, "kernels", lambda *_: pytest.fail("they are of the CPU"))
+    assert suite.main(["--device", "cuda", "--megapixels", "0.01", "--cases", "crm-s", "--out", str(tmp_path)]) == 0
+    assert {task.device for task in tasks} == {"cuda"}
+    assert {task.case for task in tasks} == set(suite.chosen(suite.ON_GPU, [0.01], ["crm-s"]))
+    found = results.read((tmp_path / f"nvidia-h100-80gb-hbm3-{results.usable_cores()}-cores.json").read_text(), "it")
+    assert (found["machine"]["device"], found["machine"]["gpu"]) == ("cuda", "NVIDIA H100 80GB HBM3")
+    assert found["kernels"] == []
+    page = (tmp_path / f"nvidia-h100-80gb-hbm3-{results.usable_cores()}-cores.md").read_text()
+    assert page.startswith(f"# NVIDIA H100 80GB HBM3, beside {found['machine']['cpu']}, ")
+    assert "MB are the peak of what torch has allocated on the GPU" in page
+    assert "resident set" not in page
+    assert "| crm-s bfloat16 default | 0.01 | 0.100 | once | - | 90 | - |" in page
+    assert "crm-s bfloat16 default" in capsys.readouterr().out
+
+
 def case(policy: str = "default", seconds: float = 1.0, over: float = 1e8, **others: Any) -> dict[str, Any]:
     figures = Run([seconds], before=10**8, peak=round(10**8 + over)).as_dict()
     return {"model": "crm-s", "dtype": "float32", "policy": policy, "megapixels": 4.0, **figures, **others}
@@ -337,6 +438,23 @@ class TestChanges:
     def test_of_kernels_are_named_too(self):
         new, base = (made(kernels=[{"name": "x", "seconds": s, "plain_seconds": 1}]) for s in (0.02, 0.01))
         assert results.changes(new, base) == ["kernel x: latency 0.0100 s -> 0.0200 s (+100%)"]
+
+    def test_a_run_from_before_there_were_devices_is_one_of_the_cpu(self, tmp_path, capsys):
+        older = made(case())
+        del older["machine"]["device"], older["machine"]["gpu"]
+        for name, run in (("a", made(case())), ("b", older)):
+            (tmp_path / name).write_text(json.dumps(run))
+        assert suite.main(["--compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+        assert "no change of latency" in capsys.readouterr().out
+        read = results.read(json.dumps(older), "it")
+        assert read["machine"]["device"] == "cpu"
+        assert results.markdown(read) == results.markdown(made(case()))
+
+    @pytest.mark.parametrize("file", sorted(results.FOLDER.glob("*cores.json")), ids=lambda file: file.stem)
+    def test_those_committed_can_be_read(self, file):
+        found = results.read(file.read_text(encoding="utf-8"), file.name)
+        assert results.changes(found, found) == []
+        assert results.markdown(found).startswith(f"# {found['machine']['cpu']}, ")
 
     def test_what_came_or_went_or_failed_is_named_behind_them(self):
         new = made(case("dense", 3.0), case("bbox", fault="wrong: x"), case("contour"))
@@ -424,6 +542,7 @@ class TestTable:
 
     def test_a_kind_of_machine_is_a_files_name(self):
         assert results.kind("Some(R) CPU @ 2.90GHz", 2) == "some-r-cpu-2-90ghz-2-cores"
+        assert results.kind("Some(R) CPU @ 2.90GHz", 2, "NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3-2-cores"
 
     def test_a_run_of_faults_alone_is_drawn_and_written(self, tmp_path):
         for path in results.write(made(case(fault="wrong: x")), tmp_path):

@@ -62,3 +62,11 @@ def test_a_source_that_cannot_be_had_is_told_in_a_line(data, monkeypatch, capsys
     with pytest.raises(SystemExit, match="2"):
         guidance.main()
     assert told in capsys.readouterr().err
+
+
+def test_a_folder_without_sets_is_told_in_a_line(data, monkeypatch, capsys):
+    for folder in (data / "missing", data / "set"):
+        monkeypatch.setattr(sys, "argv", ["guidance", "judge", "--data", str(folder)])
+        with pytest.raises(SystemExit, match="2"):
+            guidance.main()
+        assert "has no folders of pictures" in capsys.readouterr().err

@@ -614,4 +614,4 @@ def test_weights_of_another_model_are_refused(tmp_path):
 
 def test_a_model_without_shipped_weights_says_how_to_give_some():
     with pytest.raises(WeightsError, match="weights="):
-        refine.Refiner("crm-r50")
+        refine.Refiner("crm-r50+v2.1")

@@ -14,7 +14,7 @@ from refine.evaluation.run import Measured
 from refine.evaluation.thesis import Thesis, thesis_work
 from refine.models import PRESETS, preset
 
-CHOICE = {"model": "crm-r50"}
+CHOICE = {"model": "crm-r50", "weights": "crm.pth"}
 FOLDERS = {"fcn8s": "FCN-8s", "deeplabv3plus": "DeepLabV3+", "RefineNet": "RefineNet", "big_psp": "PSPNet"}
 
 every_table = pytest.mark.parametrize("name", TABLES)
@@ -145,6 +145,13 @@ def test_other_coarse_masks_than_the_thesis_have_no_published_figures():
     assert table.lines[3] == ["PSPNet", "90.00/60.00", "95.00/80.00", "-", "-"]
     assert table.lines[0] == ["FCN-8s", "-", "-", "-", "-"]
     assert "Published figures of FCN-8s, DeepLabV3+, RefineNet, PSPNet are left out" in table.note
+
+
+@every_table
+@pytest.mark.usefixtures("unguided")
+def test_the_crm_that_ships_is_not_taken_for_the_thesis_own(name):
+    with pytest.raises(WeightsError, match=r"needs a checkpoint of CRM \(--weights FILE\)"):
+        Thesis(name, {"model": "crm-r50", "weights": None})
 
 
 def test_a_method_without_guidance_that_cannot_be_made_is_an_error(fake_refiner, monkeypatch):

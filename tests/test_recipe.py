@@ -1,9 +1,11 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from refine import checkpoint
+from refine.config import Spec
 from refine.errors import OptionError, RefineError
 from refine.models import PRESETS
 from refine.training.coarse import DEFAULT_MIX
@@ -69,6 +71,17 @@ def test_a_schedule_of_steps_falls_by_ten_at_each_milestone():
         ({"model": "crm-r50", "trunk": "dense"}, "trunk='dense' belongs to crm-s; crm-r50 has none"),
         ({"model": "crm-r50", "decoder": "ensemble"}, "decoder='ensemble' belongs to crm-s"),
         ({"model": "crm-r50", "pretrained": "mobilenetv2.npz"}, "pretrained='mobilenetv2.npz' belongs to crm-s"),
+        ({"cascade": 360}, "cascade=360 is not possible; give a table with some of decode, smallest"),
+        ({"cascade": {"scales": [1.0]}}, "a recipe sets no 'scales' of a cascade; it may set decode, smallest"),
+        (
+            {"cascade": {"smallest": 1.5}},
+            r"cascade\.smallest=1\.5 is not possible; give a whole number of 0 to 1e",
+        ),
+        ({"cascade": {"passes": True}}, r"cascade\.passes=True is not possible; give a whole number of 1 to 16"),
+        ({"cascade": {"enlarged": 0.5}}, r"cascade\.enlarged=0\.5 is not possible; give a number of 1 to 4"),
+        ({"cascade": {"lean": float("nan")}}, r"cascade\.lean=nan is not possible; give a number of -6 to 6"),
+        ({"cascade": {"sure": "0.1"}}, r"cascade\.sure='0\.1' is not possible; give a number of 0 to 0\.5"),
+        ({"cascade": {"decode": "all"}}, "decode='all' is unknown; known are dense"),
     ],
 )
 def test_an_impossible_recipe_is_refused(change, message):
@@ -91,6 +104,27 @@ def test_a_recipe_is_read_from_toml(tmp_path):
     root = tmp_path / "root"
     data = (str(root / "a"), str(root / "b"))
     assert found == Recipe(data=data, shares=(1.0, 2.0), steps=7, pretrained=str(root / "p.npz"), coarse={"contour": 1})
+
+
+def test_a_recipe_says_how_the_cascade_differs_from_the_models_own():
+    own = PRESETS["crm-r50"].cascade
+    assert Recipe(model="crm-r50").spec().cascade == own
+    found = Recipe(model="crm-r50", cascade={"smallest": 360, "lean": -0.5}).spec().cascade
+    assert found == replace(own, smallest=360, lean=-0.5)
+
+
+def test_a_cascade_of_a_file_is_in_the_weights_specification(tmp_path):
+    (tmp_path / "recipe.toml").write_text('trunk = "dense"\n[cascade]\nsure = 0.1\ndecode = "bbox"\n')
+    spec = read_recipe(tmp_path / "recipe.toml").spec()
+    assert spec.cascade == replace(PRESETS["crm-s"].cascade, sure=0.1, decode="bbox")
+    assert spec.arguments["trunk"] == "dense"
+    plain = Recipe(trunk="dense")
+    assert replace(plain, cascade={"lean": 1}).lasting() == plain.lasting()
+
+
+def test_shipped_crm_r50_has_its_recipes_specification():
+    spec = checkpoint.load(checkpoint.find("crm-r50")).spec
+    assert Spec.from_dict(spec) == read_recipe("crm-r50").spec()
 
 
 def test_without_a_recipe_fields_have_their_defaults():
@@ -153,9 +187,10 @@ def test_every_recipe_that_ships_is_one_by_its_name_and_by_its_path(name):
     assert read_recipe(name).model in PRESETS
 
 
-def test_every_recipe_of_the_checkout_is_in_the_wheel():
+def test_every_recipe_and_all_weights_of_the_checkout_are_in_the_wheel():
     listed = (Path(__file__).parents[1] / "pyproject.toml").read_text()
-    for path in shipped().values():
+    weights = (entry.path for entry in checkpoint.manifest())
+    for path in (*shipped().values(), *weights):
         assert f'"weights/{path.name}" = "refine/weights/{path.name}"' in listed
 
 

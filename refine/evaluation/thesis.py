@@ -67,6 +67,10 @@ class Thesis:
 
     def __init__(self, name: str, choice: Mapping[str, Any], *, guided: Sequence[Path] = ()) -> None:
         self.table = thesis_table(name)
+        if choice["model"] == "crm-r50" and not choice.get("weights"):
+            raise WeightsError(
+                f"{name} needs a checkpoint of CRM (--weights FILE); the crm-r50 that ships with refine is its own"
+            )
         self.variants: list[Refining] = []
         self.absent: dict[str, str] = {}
         given = _by_model(guided)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from refine.checkpoint import weights_dir
-from refine.config import EMBEDDED, Spec, source_and_options
+from refine.config import DECODES, EMBEDDED, Spec, source_and_options
 from refine.errors import OptionError, one_of
 from refine.models import PRESETS, preset
 from refine.models.crm_s import DECODERS, TRUNKS
@@ -59,6 +59,7 @@ class Recipe:
     pretrained: str = ""  # mobilenetv2.npz; crm-s alone has this field and the next two
     trunk: str = "mobilenetv2"  # or "dense"
     decoder: str = "interpolated"  # or "ensemble"
+    cascade: Mapping[str, Any] = field(default_factory=dict)  # fields of `refine.config.Cascade`; else the model's own
 
     def __post_init__(self) -> None:
         _check_each(self)
@@ -84,6 +85,7 @@ class Recipe:
         if self.augment == "published" and self.coarse.get(GIVEN):
             raise OptionError(f"augment='published' makes all coarse masks itself; leave {GIVEN!r} out of coarse")
         parse_loss(self.loss)
+        _check_cascade(self.cascade)
         self._check_model()
 
     def _check_model(self) -> None:
@@ -129,6 +131,7 @@ class Recipe:
     def spec(self) -> Spec:
         """Of the model that is trained."""
         base = preset(self.model)
+        base = replace(base, cascade=replace(base.cascade, **self.cascade))
         if self.model != "crm-s":
             return base
         return replace(base, arguments={**base.arguments, "trunk": self.trunk, "decoder": self.decoder})
@@ -148,8 +151,9 @@ class Recipe:
         return values | named | {"data": [Path(folder).name for folder in self.data]}
 
     def lasting(self) -> dict[str, Any]:
-        """What may not change between the parts of a run: all but its end and how it is stored."""
-        return {name: value for name, value in self.as_dict().items() if name not in ("steps", "decay", "store")}
+        """What may not change between the parts of a run: all but its end, and how it is stored and then used."""
+        changing = ("steps", "decay", "store", "cascade")
+        return {name: value for name, value in self.as_dict().items() if name not in changing}
 
 
 _TEXTS: Final = {
@@ -202,6 +206,33 @@ def _check_each(recipe: Recipe) -> None:
                 raise OptionError(f"{name}={value!r} is not possible; give a number of {low:g} {above}")
     if recipe.passes not in (1, 2):
         raise OptionError(f"passes={recipe.passes!r} is not possible; give 1 or 2")
+
+
+_CASCADE: Final[dict[str, tuple[Any, float, float]]] = {  # name -> type, least and highest
+    "smallest": (int, 0, 10**6),
+    "least": (int, 0, 10**6),
+    "enlarged": (int | float, 1, 4),
+    "passes": (int, 1, 16),
+    "lean": (int | float, -6, 6),
+    "sure": (int | float, 0, 0.5),
+}
+
+
+def _check_cascade(cascade: Any) -> None:
+    """Raises `OptionError` for what is no table of fields that a recipe may set."""
+    known = ", ".join(("decode", *_CASCADE))
+    if not isinstance(cascade, Mapping):
+        raise OptionError(f"cascade={cascade!r} is not possible; give a table with some of {known}")
+    for name, value in cascade.items():
+        if name == "decode":
+            one_of("cascade.decode", value, DECODES)
+            continue
+        if name not in _CASCADE:
+            raise OptionError(f"a recipe sets no {name!r} of a cascade; it may set {known}")
+        kind, low, high = _CASCADE[name]
+        if not isinstance(value, kind) or isinstance(value, bool) or not low <= value <= high:
+            what = "whole number" if kind is int else "number"
+            raise OptionError(f"cascade.{name}={value!r} is not possible; give a {what} of {low:g} to {high:g}")
 
 
 def _values(recipe: Recipe, name: str) -> Sequence[Any]:
