@@ -149,14 +149,12 @@ def write_weights(
     found = {"crm-s": Weights(None, f"shipped, sha256 {checkpoint.file_sha256(checkpoint.find('crm-s'))}")}
     if set(models) <= set(found):
         return found
-    published = folder / "published.pth"
+    own, published = folder / "crm-r50.safetensors", folder / "published.pth"
     if weights_r50 is None:
-        own, origin = folder / "crm-r50.safetensors", RANDOM
-        torch.save(published_weights(*pair), published)
-        import_published(published, own)
+        state, origin = published_weights(*pair), RANDOM
     else:
-        given, own = weights_r50.resolve(), folder / "crm-r50.safetensors"
-        origin = f"{given.name}, sha256 {load_network('crm-r50', given)[2]}"
-        torch.save(published_form(given), published)
-        import_published(published, own)
+        origin = f"{weights_r50.name}, sha256 {load_network('crm-r50', weights_r50)[2]}"
+        state = published_form(weights_r50)
+    torch.save(state, published)
+    import_published(published, own)
     return {**found, "crm-r50": Weights(str(own), origin), "reference": Weights(str(published), origin)}

@@ -150,7 +150,10 @@ def test_other_coarse_masks_than_the_thesis_have_no_published_figures():
 @every_table
 @pytest.mark.usefixtures("unguided")
 def test_the_crm_that_ships_is_not_taken_for_the_thesis_own(name):
-    with pytest.raises(WeightsError, match=r"needs a checkpoint of CRM \(--weights FILE\)"):
+    with pytest.raises(
+        WeightsError,
+        match=r"needs a checkpoint of CRM \(--weights FILE\), which the weights of crm-r50 that ship are not",
+    ):
         Thesis(name, {"model": "crm-r50", "weights": None})
 
 

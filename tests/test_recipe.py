@@ -75,12 +75,12 @@ def test_a_schedule_of_steps_falls_by_ten_at_each_milestone():
         ({"cascade": {"scales": [1.0]}}, "a recipe sets no 'scales' of a cascade; it may set decode, smallest"),
         (
             {"cascade": {"smallest": 1.5}},
-            r"cascade\.smallest=1\.5 is not possible; give a whole number of 0 to 1e",
+            r"cascade\.smallest=1\.5 is not possible; give a whole number of 0 up to 1e",
         ),
-        ({"cascade": {"passes": True}}, r"cascade\.passes=True is not possible; give a whole number of 1 to 16"),
-        ({"cascade": {"enlarged": 0.5}}, r"cascade\.enlarged=0\.5 is not possible; give a number of 1 to 4"),
-        ({"cascade": {"lean": float("nan")}}, r"cascade\.lean=nan is not possible; give a number of -6 to 6"),
-        ({"cascade": {"sure": "0.1"}}, r"cascade\.sure='0\.1' is not possible; give a number of 0 to 0\.5"),
+        ({"cascade": {"passes": True}}, r"cascade\.passes=True is not possible; give a whole number of 1 up to 16"),
+        ({"cascade": {"enlarged": 0.5}}, r"cascade\.enlarged=0\.5 is not possible; give a number of 1 up to 4"),
+        ({"cascade": {"lean": float("nan")}}, r"cascade\.lean=nan is not possible; give a number of -6 up to 6"),
+        ({"cascade": {"sure": "0.1"}}, r"cascade\.sure='0\.1' is not possible; give a number of 0 up to 0\.5"),
         ({"cascade": {"decode": "all"}}, "decode='all' is unknown; known are dense"),
     ],
 )

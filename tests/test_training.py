@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -164,6 +165,21 @@ def test_the_recipes_choices_are_in_the_weights_specification(folder, tmp_path, 
     assert type(getattr(refiner.network, part)) is kind
     image, truth = scene(np.random.default_rng(0), 41, 70)
     assert refiner.refine(image, truth).mask.shape == (41, 70)
+
+
+def test_a_finished_run_gets_another_cascade_by_the_same_command(folder, tmp_path):
+    weights = []
+    for cascade in ({}, {"smallest": 40, "decode": "contour"}):
+        path = train(recipe(folder, steps=1, cascade=cascade), tmp_path / "run", workers=0)
+        refiner = refine.Refiner("crm-s", weights=path, device="cpu")
+        assert refiner.spec.cascade == replace(PRESETS["crm-s"].cascade, **cascade)
+        weights.append(checkpoint.load(path).state)
+    image, truth = scene(np.random.default_rng(0), 100, 140)
+    report = refiner.refine(image, truth).report
+    assert [s.scale for s in report.scales] == [0.375, 0.75, 1.5]  # 1/8 of it would be 26 px
+    assert report.options["decode"] == "contour"
+    for before, after in zip(*(state.values() for state in weights), strict=True):
+        assert torch.equal(before, after)
 
 
 def test_pretrained_features_alone_learn_more_slowly(folder, tmp_path, monkeypatch):

@@ -69,7 +69,7 @@ class Thesis:
         self.table = thesis_table(name)
         if choice["model"] == "crm-r50" and not choice.get("weights"):
             raise WeightsError(
-                f"{name} needs a checkpoint of CRM (--weights FILE); the crm-r50 that ships with refine is its own"
+                f"{name} needs a checkpoint of CRM (--weights FILE), which the weights of crm-r50 that ship are not"
             )
         self.variants: list[Refining] = []
         self.absent: dict[str, str] = {}

@@ -183,6 +183,14 @@ _NUMBERS: Final = {  # name -> least and highest
     "decay": (0.0, 1.0),
     "ema": (0.0, 1.0),
 }
+_CASCADE: Final[dict[str, tuple[Any, float, float]]] = {  # name -> kind, least and highest
+    "smallest": (int, 0, 10**6),
+    "least": (int, 0, 10**6),
+    "enlarged": (int | float, 1, 4),
+    "passes": (int, 1, 16),
+    "lean": (int | float, -6, 6),
+    "sure": (int | float, 0, 0.5),
+}
 
 
 def _check_each(recipe: Recipe) -> None:
@@ -195,27 +203,12 @@ def _check_each(recipe: Recipe) -> None:
                 one_of(name, value, known)
     for name, least in _WHOLE.items():
         for value in _values(recipe, name):
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                wanted = "above 0" if least else "from 0"
-                raise OptionError(f"{name}={value!r} is not possible; give a whole number {wanted}")
+            _check_number(name, value, int, least)
     for name, (low, high) in _NUMBERS.items():
         for value in _values(recipe, name):
-            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            if not number or not low <= value <= high:
-                above = f"up to {high:g}" if math.isfinite(high) else "or more"
-                raise OptionError(f"{name}={value!r} is not possible; give a number of {low:g} {above}")
+            _check_number(name, value, int | float, low, high)
     if recipe.passes not in (1, 2):
         raise OptionError(f"passes={recipe.passes!r} is not possible; give 1 or 2")
-
-
-_CASCADE: Final[dict[str, tuple[Any, float, float]]] = {  # name -> type, least and highest
-    "smallest": (int, 0, 10**6),
-    "least": (int, 0, 10**6),
-    "enlarged": (int | float, 1, 4),
-    "passes": (int, 1, 16),
-    "lean": (int | float, -6, 6),
-    "sure": (int | float, 0, 0.5),
-}
 
 
 def _check_cascade(cascade: Any) -> None:
@@ -226,13 +219,28 @@ def _check_cascade(cascade: Any) -> None:
     for name, value in cascade.items():
         if name == "decode":
             one_of("cascade.decode", value, DECODES)
-            continue
-        if name not in _CASCADE:
+        elif name in _CASCADE:
+            _check_number(f"cascade.{name}", value, *_CASCADE[name])
+        else:
             raise OptionError(f"a recipe sets no {name!r} of a cascade; it may set {known}")
-        kind, low, high = _CASCADE[name]
-        if not isinstance(value, kind) or isinstance(value, bool) or not low <= value <= high:
-            what = "whole number" if kind is int else "number"
-            raise OptionError(f"cascade.{name}={value!r} is not possible; give a {what} of {low:g} to {high:g}")
+
+
+def _check_number(name: str, value: Any, kind: Any, low: float, high: float = math.inf) -> None:
+    """Raises `OptionError` for a value that is no number of a kind, int or any, from ``low`` to ``high``."""
+    if (
+        isinstance(value, kind)
+        and not isinstance(value, bool)
+        and -math.inf < value < math.inf
+        and low <= value <= high
+    ):
+        return
+    if math.isfinite(high):
+        wanted = f"of {low:g} up to {high:g}"
+    elif kind is int:
+        wanted = "above 0" if low else "from 0"
+    else:
+        wanted = f"of {low:g} or more"
+    raise OptionError(f"{name}={value!r} is not possible; give a {'whole ' if kind is int else ''}number {wanted}")
 
 
 def _values(recipe: Recipe, name: str) -> Sequence[Any]:
