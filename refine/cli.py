@@ -221,7 +221,9 @@ Source = Annotated[
 SamCheckpoint = Annotated[
     str | None, _method("--sam-checkpoint FILE", "Segment Anything's weights, instead of downloaded ones.")
 ]
-NoGuard = Annotated[bool, _method("--no-guard", "Keep parts and holes that touch nothing of the coarse mask.")]
+NoGuard = Annotated[
+    bool, _method("--no-guard", "Keep parts and holes that touch nothing of the coarse mask, and what creeps in.")
+]
 Lean = Annotated[
     float | None,
     _method(

@@ -53,8 +53,9 @@ class Options:
 
     guard: bool | None = None
     """Whether to take back, after every scale, parts of the result that touch nothing of the coarse mask, and holes
-    that touch nothing of its background, told on the grid of the first scale (`refine.guard`). None is the model's own
-    choice."""
+    that touch nothing of its background; and, before the last scale, thick parts of which the first one was surer that
+    they are ground than this one is of the object, if the first added next to nothing to the coarse mask. Told on the
+    grid of the first scale (`refine.guard`). None is the model's own choice."""
 
     lean: float | None = None
     """Where a contour runs that the picture leaves open: added to the last scale's logits, so that a pixel of the

@@ -318,11 +318,17 @@ class Refiner:
                 grid = dense(self.network, frame.size, size)
                 p, report = step(grid)
             if guard is not None:
-                report = replace(report, taken_back=guard.take_back(p, f"{number}-{scale:g}"))
+                name = f"{number}-{scale:g}"
+                taken_back = guard.take_back(p, name)
+                if size != sizes[-1]:
+                    taken_back += guard.doubt(p, name)
+                report = replace(report, taken_back=taken_back)
             outcome.last = p if grid.samples is None else Interpolated(p, *(s.table for s in grid.samples))
             if not grid.samples and frame.is_empty(p):
                 outcome.last = Constant(0.0, p.size)
                 outcome.warnings.append(f"nothing of the mask was left at scale {scale:g}")
+            elif guard is not None and number == 0:
+                guard.compare(outcome.last)
             outcome.reports.append(report)
             if options.keep_scales:
                 outcome.kept[scale] = frame.cut(outcome.last)

@@ -55,6 +55,10 @@ class Frame:
             self._pictures[size] = self.kept(picture, f"picture-{size[0]}x{size[1]}")
         return self._pictures[size]
 
+    def probabilities(self, current: Plane, size: tuple[int, int]) -> Plane:
+        """Probabilities ``current``, at any size, at ``size``; kept."""
+        return self.kept(self.resized(current, size), f"mask-{size[0]}x{size[1]}")
+
     def kept(self, plane: Plane, name: str) -> Plane:
         """The plane, held if reading it costs more than a look at its own pixels."""
         return kept(plane, self.store, name) if isinstance(plane, Reduced) else plane
@@ -119,8 +123,7 @@ class View:
 
         A query's value before is the current one where it is known there, else that of the network's input.
         """
-        mask = frame.resized(current, size)
-        mask = frame.kept(mask, f"mask-{size[0]}x{size[1]}")
+        mask = frame.probabilities(current, size)
         grid = (len(rows), len(columns))
         read = frame.resized(mask, grid)
         return cls(frame, size, mask, rows, columns, current if current.size == grid else read, read)

@@ -3,19 +3,29 @@
 Refining moves contours. A part of the result that touches nothing of the coarse mask is another object that looks like
 the one, or a speck; a hole where the coarse mask has none, likewise. Both are taken back after every scale.
 
-What touches what is told on a grid of cells, those of the cascade's first scale, so that it costs next to nothing and
-needs little memory whatever the picture's size; parts less than a cell apart are one.
+What lies beside the object and resembles it can creep in, scale by scale, each starting from what the one before held
+possible. Where the first scale, which sees the most around a pixel, adds next to nothing to the coarse mask, a later
+one that adds a thick part must be surer of it than the first was of the ground there. The last scale is left alone.
+
+All this is told on a grid of cells, those of the cascade's first scale, so that it costs next to nothing and needs
+little memory whatever the picture's size; parts less than a cell apart are one.
 """
+
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from refine.frame import Frame
-from refine.planes import BAND, Held, Plane
+from refine.planes import BAND, Held, Plane, Reduced, bands, kept
 from refine.tiles import Window
 
 BACKGROUND, FOREGROUND = 1, 2  # bits of a cell: has pixels of the class
+
+MISSED = 0.01  # share of the object's cells; if the first scale adds no more, the coarse mask misses no part
+LIKELY = 0.25  # mean probability of a cell, from which the next scale may make it the object
+THICK = 2  # cells; the side of a square that fits into a thick part
 
 Bits = NDArray[np.uint8]
 
@@ -29,6 +39,15 @@ class Guard:
     def __init__(self, frame: Frame, cells: tuple[int, int]) -> None:
         self.frame, self.cells = frame, cells
         self.coarse = self._classes(frame.mask)
+        self._first: Plane | None = None  # if later scales are held to it
+        self._object = np.zeros(cells, np.uint8)
+
+    def compare(self, first: Plane) -> None:
+        """Has later scales held to the first one's probabilities (H, W), if the coarse mask misses no part."""
+        self._object = self._objects(first)
+        added = self._object & ~self._objects(self.frame.probabilities(self.frame.mask, self.cells))
+        if np.count_nonzero(added) <= MISSED * np.count_nonzero(self._object):
+            self._first = first
 
     def take_back(self, p: Held, name: str) -> int:
         """Gives probabilities (H, W) the coarse mask's values in parts and holes that have no hold in it.
@@ -37,19 +56,48 @@ class Guard:
         """
         found = self._classes(p)
         loose = _loose(found, self.coarse, FOREGROUND) | _loose(found, self.coarse, BACKGROUND)
-        if not loose.any():
-            return 0
         coarse, given_back = self.frame.resized(self.frame.mask, p.size), 0
-        ends = [np.append(at, n) for at, n in zip(self._starts(p.size), p.size, strict=True)]
-        for top, bottom in self._bands(p.size):
-            if not (rows := loose[top:bottom]).any():
-                continue
-            window = Window(int(ends[0][top]), int(ends[0][bottom]), 0, p.size[1])
-            pixels = np.repeat(np.repeat(rows, np.diff(ends[0][top : bottom + 1]), 0), np.diff(ends[1]), 1)
+        for window, pixels in self._pixels(loose, p.size):
             p.array[window.slices][pixels] = coarse.read(window)[pixels]
             given_back += int(np.count_nonzero(pixels))
-            self.frame.store.mark(f"guard {name} {top}", p.array)
+            self.frame.store.mark(f"guard {name} {window.top}", p.array)
         return given_back
+
+    def doubt(self, p: Held, name: str) -> int:
+        """Gives probabilities (H, W) the first scale's in thick parts that they add, where the two sum to less than 1.
+
+        p: an array of the frame's store, written in place; name: of it. Returns the number of pixels given back.
+        """
+        if self._first is None:
+            return 0
+        # The cells are kept, for a run that is stopped while pixels are given back and goes on.
+        found = self._objects(kept(Reduced(p, self.cells), self.frame.store, f"cells-{name}"), LIKELY)
+        thick = cv2.morphologyEx(found & ~self._object, cv2.MORPH_OPEN, np.ones((THICK, THICK), np.uint8))
+        near = cv2.dilate(thick, np.ones((3, 3), np.uint8)) > 0  # with its rim, in cells that are less than half full
+        first, given_back = self.frame.resized(self._first, p.size), 0
+        for window, pixels in self._pixels(near, p.size):
+            now, then = p.array[window.slices], first.read(window)
+            pixels &= (now > then) & (now + then < 1)
+            now[pixels] = then[pixels]
+            given_back += int(np.count_nonzero(pixels))
+            self.frame.store.mark(f"guard doubts {name} {window.top}", p.array)
+        return given_back
+
+    def _objects(self, plane: Plane, least: float = 0.5) -> Bits:
+        """The cells where the mean of probabilities (H, W) is at least ``least``: 1, the others 0."""
+        means, out = plane if plane.size == self.cells else Reduced(plane, self.cells), np.empty(self.cells, np.uint8)
+        for window in bands(self.cells, plane.size):
+            out[window.slices] = means.read(window) >= least
+            self.frame.store.release()
+        return out
+
+    def _pixels(self, cells: NDArray[np.bool_], size: tuple[int, int]) -> Iterator[tuple[Window, NDArray[np.bool_]]]:
+        """Windows of a plane that hold some of the cells, and which of their pixels do."""
+        ends = [np.append(at, n) for at, n in zip(self._starts(size), size, strict=True)]
+        for top, bottom in self._bands(size):
+            if (rows := cells[top:bottom]).any():
+                window = Window(int(ends[0][top]), int(ends[0][bottom]), 0, size[1])
+                yield window, np.repeat(np.repeat(rows, np.diff(ends[0][top : bottom + 1]), 0), np.diff(ends[1]), 1)
 
     def _classes(self, plane: Plane) -> Bits:
         """The classes that each cell has pixels of."""

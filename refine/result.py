@@ -33,7 +33,7 @@ class ScaleReport:
     encoded: float
     """Share of the scale's latent that was computed."""
     taken_back: int = 0
-    """Pixels that the guard gave the coarse mask's value (`refine.guard`)."""
+    """Pixels that the guard gave the coarse mask's value or the first scale's (`refine.guard`)."""
 
 
 @dataclass(frozen=True)

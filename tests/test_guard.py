@@ -7,6 +7,7 @@ from refine.engine import Refiner
 from refine.frame import Frame
 from refine.guard import Guard
 from refine.planes import Held
+from refine.slides import Workspace
 from refine.tiles import Window
 
 SIZE = (96, 128)
@@ -93,6 +94,133 @@ def test_by_bands_it_is_the_same(monkeypatch):
     assert parts[1] == whole[1]
 
 
+def doubted(first, later, coarse=None, cells=(12, 16)):
+    """What is left of a later scale's probabilities after those of a first one, and the pixels given back."""
+    coarse = boxes(OBJECT) if coarse is None else coarse
+    image = Held(np.zeros((*coarse.shape, 3), np.uint8))
+    frame = Frame(image, Held(coarse), Cascade(pad=0, resize="area"), torch.device("cpu"))
+    guard, out = Guard(frame, cells), later.copy()
+    guard.compare(Held(first))
+    count = guard.doubt(Held(out), "1")
+    assert guard.doubt(Held(out.copy()), "1") == 0  # twice is as once
+    return out, count
+
+
+BESIDE = (16, 48, 56, 88)  # of the object, four cells by four
+THIN = (30, 36, 56, 120)  # less than a cell
+
+
+def likely(*parts):
+    """The object for certain, and windows with their probabilities."""
+    out = boxes(OBJECT)
+    for window, p in parts:
+        out[Window(*window).slices] = p
+    return out
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "stays"),
+    [
+        (0.1, 0.6, False),
+        (0.1, 0.89, False),
+        (0.1, 0.91, True),
+        (0.4, 0.55, False),
+        (0.4, 0.65, True),
+        (0.0, 0.99, False),
+        (0.1, 0.3, False),  # which the next scale might go on from
+    ],
+)
+def test_a_thick_part_is_given_back_unless_surer_than_the_ground_was(then, now, stays):
+    first, later = likely((BESIDE, then)), likely((BESIDE, now))
+    out, count = doubted(first, later)
+    np.testing.assert_allclose(out[20:44, 64:80], now if stays else then, atol=1e-6)
+    np.testing.assert_array_equal(out[boxes(OBJECT) > 0], 1)
+    assert (count == 0) == stays
+
+
+def test_thin_parts_and_losses_are_not_doubted():
+    coarse = boxes(OBJECT)
+    for later in (likely((THIN, 0.8)), likely(((16, 48, 40, 56), 0.2)), coarse, 0 * coarse):
+        out, count = doubted(likely((THIN, 0.1)), later)
+        np.testing.assert_array_equal(out, later)
+        assert count == 0
+
+
+def test_nothing_is_doubted_where_the_first_scale_found_missing_parts():
+    """Two cells beside the coarse mask's twenty; more than one of a hundred is too many."""
+    first = likely((BESIDE, 0.1), ((48, 56, 16, 32), 0.9))
+    out, count = doubted(first, likely((BESIDE, 0.8)))
+    assert count == 0
+    assert (out[Window(*BESIDE).slices] == np.float32(0.8)).all()
+
+
+@pytest.mark.parametrize("size", [(24, 32), (61, 83), SIZE])
+def test_scales_of_any_size_are_doubted(size):
+    first = np.zeros((12, 16), np.float32)
+    first[2:6, 2:7] = 1
+    later = np.zeros(size, np.float32)
+    rows = slice(size[0] * 16 // SIZE[0], size[0] * 48 // SIZE[0])
+    later[rows, slice(size[1] // 8, size[1] * 88 // 128)] = 0.9
+    out, _ = doubted(first, later)
+    right = np.s_[rows, size[1] * 66 // 128 :]
+    assert (later[right] > 0.5).any()
+    assert not (out[right] > 0.5).any()
+    assert (out[rows, size[1] // 8 : size[1] * 48 // 128] > 0.5).all()
+
+
+def test_by_bands_the_same_is_doubted(monkeypatch):
+    first, later = likely((BESIDE, 0.1), ((60, 90, 70, 110), 0.2)), likely((BESIDE, 0.8), ((60, 90, 70, 110), 0.9))
+    whole = doubted(first, later)
+    monkeypatch.setattr("refine.guard.BAND", 700)
+    monkeypatch.setattr("refine.planes.BAND", 700)
+    parts = doubted(first, later)
+    np.testing.assert_array_equal(parts[0], whole[0])
+    assert parts[1] == whole[1] > 0
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_stopped_while_it_gives_back_and_run_again_it_is_the_same(tmp_path, monkeypatch, stop):
+    for name in ("refine.guard.BAND", "refine.planes.BAND"):
+        monkeypatch.setattr(name, 700)
+    parts = ((60, 90, 70, 110), 0.1), (BESIDE, 0.1)
+    first, later = likely(*parts), likely(*((window, 0.8) for window, _ in parts))
+
+    class Stop(Exception):
+        """In the place of a kill, after some of the windows are written."""
+
+    def run(left=10**9):
+        with Workspace(tmp_path / "work", {"job": 1}) as store:
+            frame = Frame(
+                Held(np.zeros((*SIZE, 3), np.uint8)),
+                Held(boxes(OBJECT)),
+                Cascade(pad=0, resize="area"),
+                torch.device("cpu"),
+                store,
+            )
+            p = store.array("p", SIZE, np.float32)
+            if not store.done("scale"):
+                p[...] = later
+                store.mark("scale", p)
+            guard = Guard(frame, (12, 16))
+            guard.compare(Held(first))
+            mark = store.mark
+
+            def counted(step, *arrays, **more):
+                nonlocal left
+                left -= step.startswith("guard doubts")
+                if left < 0:
+                    raise Stop
+                mark(step, *arrays, **more)
+
+            monkeypatch.setattr(store, "mark", counted)
+            guard.doubt(Held(p), "1")
+            return np.array(p)
+
+    with pytest.raises(Stop):
+        run(stop)
+    np.testing.assert_array_equal(run(), doubted(first, later)[0])
+
+
 def test_an_object_like_the_one_is_left_alone_and_the_report_says_so():
     """Two discs of one colour, of which the coarse mask has one."""
     y, x = np.mgrid[:256, :384]
@@ -105,3 +233,22 @@ def test_an_object_like_the_one_is_left_alone_and_the_report_says_so():
     taken = sum(scale.taken_back for scale in kept.report.scales)
     assert (taken > 0) == bool(free.mask[right].any())
     assert all(scale.taken_back == 0 for scale in free.report.scales)
+
+
+@pytest.mark.parametrize(("side", "passes", "wanted"), [(1500, 1, ["1-0.5"]), (1500, 2, ["1-0.5"]), (1400, 1, [])])
+def test_scales_between_the_first_and_the_last_are_doubted(monkeypatch, side, passes, wanted):
+    seen = []
+    doubt = Guard.doubt
+
+    def noted(guard, p, name):
+        if guard._first is not None:
+            seen.append(name)
+        return doubt(guard, p, name)
+
+    monkeypatch.setattr(Guard, "doubt", noted)
+    image = np.full((160, side, 3), 90, np.uint8)
+    mask = np.zeros((160, side), bool)
+    mask[40:120, 300:900] = True
+    image[mask] = 200
+    Refiner().refine(image, mask, passes=passes)
+    assert seen == wanted
