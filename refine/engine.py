@@ -308,6 +308,7 @@ class Refiner:
         scales = self.spec.cascade.at(*frame.original, options.passes)
         sizes = [frame.scaled(scale) for scale in scales]
         guard = Guard(frame, sizes[0]) if options.guard else None
+        between = set(sizes) - {sizes[0], sizes[-1]}
         tell = _Told(progress, plan.tiles)
         for number, (scale, size, following) in enumerate(zip(scales, sizes, (*sizes[1:], None), strict=True)):
             grid = self._grid(frame, size, following, options)
@@ -320,14 +321,14 @@ class Refiner:
             if guard is not None:
                 name = f"{number}-{scale:g}"
                 taken_back = guard.take_back(p, name)
-                if size != sizes[-1]:
+                if size in between:
                     taken_back += guard.doubt(p, name)
                 report = replace(report, taken_back=taken_back)
             outcome.last = p if grid.samples is None else Interpolated(p, *(s.table for s in grid.samples))
             if not grid.samples and frame.is_empty(p):
                 outcome.last = Constant(0.0, p.size)
                 outcome.warnings.append(f"nothing of the mask was left at scale {scale:g}")
-            elif guard is not None and number == 0:
+            elif guard is not None and between and number == 0:
                 guard.compare(outcome.last)
             outcome.reports.append(report)
             if options.keep_scales:

@@ -39,15 +39,14 @@ class Guard:
     def __init__(self, frame: Frame, cells: tuple[int, int]) -> None:
         self.frame, self.cells = frame, cells
         self.coarse = self._classes(frame.mask)
-        self._first: Plane | None = None  # if later scales are held to it
-        self._object = np.zeros(cells, np.uint8)
+        self._first: tuple[Plane, Bits] | None = None  # p and the object's cells, if held to
 
     def compare(self, first: Plane) -> None:
         """Has later scales held to the first one's probabilities (H, W), if the coarse mask misses no part."""
-        self._object = self._objects(first)
-        added = self._object & ~self._objects(self.frame.probabilities(self.frame.mask, self.cells))
-        if np.count_nonzero(added) <= MISSED * np.count_nonzero(self._object):
-            self._first = first
+        found = self._objects(first)
+        added = found & ~self._objects(self.frame.probabilities(self.frame.mask, self.cells))
+        if np.count_nonzero(added) <= MISSED * np.count_nonzero(found):
+            self._first = first, found
 
     def take_back(self, p: Held, name: str) -> int:
         """Gives probabilities (H, W) the coarse mask's values in parts and holes that have no hold in it.
@@ -70,11 +69,12 @@ class Guard:
         """
         if self._first is None:
             return 0
+        first, seen = self._first
         # The cells are kept, for a run that is stopped while pixels are given back and goes on.
         found = self._objects(kept(Reduced(p, self.cells), self.frame.store, f"cells-{name}"), LIKELY)
-        thick = cv2.morphologyEx(found & ~self._object, cv2.MORPH_OPEN, np.ones((THICK, THICK), np.uint8))
+        thick = cv2.morphologyEx(found & ~seen, cv2.MORPH_OPEN, np.ones((THICK, THICK), np.uint8))
         near = cv2.dilate(thick, np.ones((3, 3), np.uint8)) > 0  # with its rim, in cells that are less than half full
-        first, given_back = self.frame.resized(self._first, p.size), 0
+        first, given_back = self.frame.resized(first, p.size), 0
         for window, pixels in self._pixels(near, p.size):
             now, then = p.array[window.slices], first.read(window)
             pixels &= (now > then) & (now + then < 1)
@@ -92,12 +92,14 @@ class Guard:
         return out
 
     def _pixels(self, cells: NDArray[np.bool_], size: tuple[int, int]) -> Iterator[tuple[Window, NDArray[np.bool_]]]:
-        """Windows of a plane that hold some of the cells, and which of their pixels do."""
-        ends = [np.append(at, n) for at, n in zip(self._starts(size), size, strict=True)]
+        """Windows of a plane that hold some of the cells, no wider than these, and which of their pixels do."""
+        rows, columns = (np.append(at, n) for at, n in zip(self._starts(size), size, strict=True))
         for top, bottom in self._bands(size):
-            if (rows := cells[top:bottom]).any():
-                window = Window(int(ends[0][top]), int(ends[0][bottom]), 0, size[1])
-                yield window, np.repeat(np.repeat(rows, np.diff(ends[0][top : bottom + 1]), 0), np.diff(ends[1]), 1)
+            if (at := np.flatnonzero(cells[top:bottom].any(0))).size:
+                left, right = int(at[0]), int(at[-1]) + 1
+                window = Window(int(rows[top]), int(rows[bottom]), int(columns[left]), int(columns[right]))
+                sides = np.diff(rows[top : bottom + 1]), np.diff(columns[left : right + 1])
+                yield window, np.repeat(np.repeat(cells[top:bottom, left:right], sides[0], 0), sides[1], 1)
 
     def _classes(self, plane: Plane) -> Bits:
         """The classes that each cell has pixels of."""

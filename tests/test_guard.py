@@ -21,12 +21,16 @@ def boxes(*windows, size=SIZE):
     return out
 
 
-def guarded(coarse, p, cells=(12, 16)):
-    """What is left of probabilities, and the pixels taken back."""
+def guard_of(coarse, store=None, cells=(12, 16)):
+    """Of a grey picture with a coarse mask."""
     image = Held(np.zeros((*coarse.shape, 3), np.uint8))
-    frame = Frame(image, Held(coarse), Cascade(pad=0, resize="area"), torch.device("cpu"))
+    return Guard(Frame(image, Held(coarse), Cascade(pad=0, resize="area"), torch.device("cpu"), store), cells)
+
+
+def guarded(coarse, p):
+    """What is left of probabilities, and the pixels taken back."""
     out = p.copy()
-    count = Guard(frame, cells).take_back(Held(out), "1")
+    count = guard_of(coarse).take_back(Held(out), "1")
     return out, count
 
 
@@ -94,12 +98,9 @@ def test_by_bands_it_is_the_same(monkeypatch):
     assert parts[1] == whole[1]
 
 
-def doubted(first, later, coarse=None, cells=(12, 16)):
+def doubted(first, later):
     """What is left of a later scale's probabilities after those of a first one, and the pixels given back."""
-    coarse = boxes(OBJECT) if coarse is None else coarse
-    image = Held(np.zeros((*coarse.shape, 3), np.uint8))
-    frame = Frame(image, Held(coarse), Cascade(pad=0, resize="area"), torch.device("cpu"))
-    guard, out = Guard(frame, cells), later.copy()
+    guard, out = guard_of(boxes(OBJECT)), later.copy()
     guard.compare(Held(first))
     count = guard.doubt(Held(out), "1")
     assert guard.doubt(Held(out.copy()), "1") == 0  # twice is as once
@@ -190,18 +191,11 @@ def test_stopped_while_it_gives_back_and_run_again_it_is_the_same(tmp_path, monk
 
     def run(left=10**9):
         with Workspace(tmp_path / "work", {"job": 1}) as store:
-            frame = Frame(
-                Held(np.zeros((*SIZE, 3), np.uint8)),
-                Held(boxes(OBJECT)),
-                Cascade(pad=0, resize="area"),
-                torch.device("cpu"),
-                store,
-            )
             p = store.array("p", SIZE, np.float32)
             if not store.done("scale"):
                 p[...] = later
                 store.mark("scale", p)
-            guard = Guard(frame, (12, 16))
+            guard = guard_of(boxes(OBJECT), store)
             guard.compare(Held(first))
             mark = store.mark
 
