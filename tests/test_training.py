@@ -22,7 +22,7 @@ from refine.loading import load_network
 from refine.models import NETWORKS, PRESETS, build
 from refine.models.crm_s import CRMSmall, DenseTrunk, EnsembleDecoder
 from refine.training import data
-from refine.training.data import Crops
+from refine.training.data import Crops, _jittered
 from refine.training.folders import find_pairs
 from refine.training.loop import train
 from refine.training.pretrained import load_mobilenet_v2
@@ -67,6 +67,22 @@ def test_a_crop_depends_on_its_number_alone(folder):
     assert not torch.equal(items[0]["image"], items[1]["image"])
     assert items[0]["image"].shape == (3, 64, 64)
     assert set(items[0]["truth"].unique().tolist()) <= {0.0, 1.0}
+
+
+def test_colours_change_by_one_affine_map_where_no_noise_is_drawn():
+    image = np.random.default_rng(0).integers(96, 160, (32, 32, 3), dtype=np.uint8)  # far from black and white
+    pixels = np.column_stack((image.reshape(-1, 3), np.ones(32 * 32)))
+    plain = 0
+    for seed in range(200):
+        found = _jittered(image, np.random.default_rng(seed)).reshape(-1, 3).astype(float)
+        assert 0.75 * 0.92 * image.mean() - 1 < found.mean() < 1.25 * 1.08 * image.mean() + 1
+        affine = np.linalg.lstsq(pixels, found, rcond=None)[0]
+        if np.abs(pixels @ affine - found).max() < 0.6:  # else there is noise, blur or JPEG in it
+            plain += 1
+            contrast = affine[:3].sum(0)  # of a grey; each channel by its own warmth
+            assert ((contrast > 0.7 * 0.9) & (contrast < 1.3 * 1.1)).all()
+            assert np.ptp(contrast) / contrast.mean() < 0.17
+    assert 0.45 * 200 < plain < 0.65 * 200  # 0.8 * 0.85 * 0.8
 
 
 def test_coarse_masks_beside_a_picture_are_cut_and_mirrored_with_it(folder):

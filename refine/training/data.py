@@ -198,10 +198,9 @@ class Crops(Dataset[dict[str, Tensor]]):
         if rng.random() < 0.9:
             step = max(1, native // 500)  # a coarse look for the contour is enough to centre a window
             small = truth[::step, ::step] > 127
-            ys, xs = np.nonzero(small != np.roll(small, 1, int(rng.integers(2))))
-            if ys.size:
-                i = int(rng.integers(ys.size))
-                y, x = int(ys[i]) * step, int(xs[i]) * step
+            found = np.flatnonzero(small != np.roll(small, 1, int(rng.integers(2))))
+            if found.size:
+                y, x = (step * k for k in divmod(int(found[rng.integers(found.size)]), small.shape[1]))
         y += int(rng.uniform(-0.35, 0.35) * side)
         x += int(rng.uniform(-0.35, 0.35) * side)
         top, left = (_placed(at, side, length) for at, length in ((y, height), (x, width)))
@@ -236,17 +235,26 @@ def _placed(centre: int, side: int, length: int) -> int:
 
 def _jittered(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
     """``image`` with random brightness, contrast, saturation, warmth, and sometimes grey, noisy or JPEG-compressed."""
-    x = image.astype(np.float32)
-    grey = x @ np.asarray((0.299, 0.587, 0.114), np.float32)
+    grey = np.tile(np.asarray((0.299, 0.587, 0.114)), (3, 1))
     saturation = 0.0 if rng.random() < 0.04 else rng.uniform(0.6, 1.4)
-    x = grey[..., None] + (x - grey[..., None]) * np.float32(saturation)
-    x = (x - x.mean()) * np.float32(rng.uniform(0.7, 1.3)) + x.mean() * np.float32(rng.uniform(0.75, 1.25))
-    x *= rng.uniform(0.92, 1.08, 3).astype(np.float32)
+    colours = saturation * np.eye(3) + (1 - saturation) * grey
+    mean = np.mean(colours @ cv2.mean(image)[:3])
+    contrast, brightness = rng.uniform(0.7, 1.3), rng.uniform(0.75, 1.25)
+    affine = np.column_stack((contrast * colours, np.full(3, (brightness - contrast) * mean)))
+    affine *= rng.uniform(0.92, 1.08, (3, 1))
+    noise = None
     if rng.random() < 0.2:
-        x += rng.standard_normal(x.shape, np.float32) * np.float32(rng.uniform(1, 8))
-    if rng.random() < 0.15:
-        x = cv2.GaussianBlur(x, (0, 0), float(rng.uniform(0.4, 1.2)))
-    y = np.clip(x, 0, 255).astype(np.uint8)
+        noise = rng.standard_normal(image.shape, np.float32) * np.float32(rng.uniform(1, 8))
+    blur = float(rng.uniform(0.4, 1.2)) if rng.random() < 0.15 else 0.0
+    if noise is None and not blur:
+        y = np.asarray(cv2.transform(image, affine), np.uint8)  # rounded, and clipped to 0..255
+    else:
+        x = np.asarray(cv2.transform(image.astype(np.float32), affine), np.float32)
+        if noise is not None:
+            x += noise
+        if blur:
+            x = np.asarray(cv2.GaussianBlur(x, (0, 0), blur), np.float32)
+        y = np.clip(x, 0, 255).astype(np.uint8)
     if rng.random() < 0.2:
         _, coded = cv2.imencode(".jpg", np.ascontiguousarray(y), [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(40, 95))])
         y = np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR), np.uint8)
