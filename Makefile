@@ -14,7 +14,7 @@ test: $(VENV)/installed-dev
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# At most 20 minutes on two cores, the last case included. REFINE_WEIGHTS_R50 names weights of crm-r50.
+# At most 20 minutes on two cores, the last case included.
 bench: $(VENV)/installed-dev
 	$(BIN)/python -m benchmarks.suite --minutes 19
 

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 DRAWN = 24.0  # megapixels at which the scene is drawn; smaller ones are reductions of it
 SEED = 36  # of a scene with one object: hairy outline, two materials, a fifth of the picture
 CELLS = 160  # of the coarse mask, over the picture's height, as of a segmentation network's output
-RANDOM = "random"  # origin of weights that nobody trained
 BRANCH = 0.1  # weight of a residual branch in the seeded network
 
 Pixels = NDArray[np.uint8]
@@ -113,15 +112,16 @@ def published_weights(image: Pixels, mask: Pixels) -> "dict[str, Tensor]":
 
 
 def published_form(weights: Path) -> "dict[str, Tensor]":
-    """The weights of a crm-r50 as the reference reads them: with its fourth stage, random where the file has none.
+    """The weights of a crm-r50 as the reference reads them, float32: with its fourth stage, random where there is none.
 
     Nothing reads what that stage gives, but the published computation spends its time there.
     """
     from benchmarks.reference import ReferenceCRM
     from refine import checkpoint
 
+    own = ReferenceCRM().state_dict()
     given = {key.removeprefix("module."): value for key, value in checkpoint.load(weights).state.items()}
-    return ReferenceCRM().state_dict() | given
+    return own | {key: value.to(own[key].dtype) for key, value in given.items()}
 
 
 class Weights(NamedTuple):
@@ -131,13 +131,11 @@ class Weights(NamedTuple):
     origin: str
 
 
-def write_weights(
-    folder: Path, models: Sequence[str], weights_r50: Path | None, pair: tuple[Pixels, Pixels]
-) -> dict[str, Weights]:
-    """The weights of models, written to a folder where none exist yet.
+def write_weights(folder: Path, models: Sequence[str], weights_r50: Path | None) -> dict[str, Weights]:
+    """The weights of models, written to a folder in the form that each reads.
 
-    weights_r50: of crm-r50 and the reference; without them they are seeded for a picture and its mask. Their cascade is
-    the published one whatever the file's own, so that the two do the same.
+    weights_r50: of crm-r50 and the reference, by default those that ship. Their cascade is the published one whatever
+    the file's own, so that the two do the same.
 
     Raises `WeightsError`: the file cannot be read, or is no crm-r50.
     """
@@ -150,11 +148,8 @@ def write_weights(
     if set(models) <= set(found):
         return found
     own, published = folder / "crm-r50.safetensors", folder / "published.pth"
-    if weights_r50 is None:
-        state, origin = published_weights(*pair), RANDOM
-    else:
-        origin = f"{weights_r50.name}, sha256 {load_network('crm-r50', weights_r50)[2]}"
-        state = published_form(weights_r50)
-    torch.save(state, published)
+    given = weights_r50 or checkpoint.find("crm-r50")
+    origin = f"{given.name}, sha256 {load_network('crm-r50', given)[2]}"
+    torch.save(published_form(given), published)
     import_published(published, own)
     return {**found, "crm-r50": Weights(str(own), origin), "reference": Weights(str(published), origin)}

@@ -15,7 +15,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.inputs import RANDOM
 from benchmarks.worker import CAPPED, POLICIES, REFERENCE, ROOT
 
 FOLDER = ROOT / "benchmarks" / "results"
@@ -163,8 +162,6 @@ def markdown(results: Results, plots: Sequence[Path] = ()) -> str:
         "",
         *_rows(case_rows(results)),
     ]
-    if any(_marked(case, results) for case in cases):
-        lines += ["", "\\* random weights: every pixel changes, so nothing is saved."]
     lines += [f"\n{_name(case)}, {case['megapixels']:g} MP: {case['fault']}" for case in cases if case["fault"]]
     if results["kernels"]:
         lines += ["", "## Kernels", "", "Against their plain twins in `refine_kernels.reference`.", ""]
@@ -185,7 +182,7 @@ def case_rows(results: Results) -> list[tuple[str, ...]]:
         several = len(seconds["each"]) > 1
         rows.append(
             (
-                _name(case) + "\\*" * _marked(case, results),
+                _name(case),
                 f"{case['megapixels']:g}",
                 digits(seconds["median"]),
                 f"{digits(seconds['min'])}..{digits(seconds['max'])}" if several else "once",
@@ -249,12 +246,6 @@ def _model(case: Measured) -> str:
 
 def _name(case: Measured) -> str:
     return f"{case['model']} {case['dtype']} {case['policy']}"
-
-
-def _marked(case: Measured, results: Results) -> bool:
-    """Whether a case would be faster with weights that follow their mask."""
-    sparing = bool(POLICIES.get(case["policy"])) and case["policy"] != "dense"
-    return sparing and bool(results["weights"].get(case["model"]) == RANDOM)
 
 
 # The plots

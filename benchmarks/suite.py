@@ -7,14 +7,11 @@
     python -m benchmarks.suite --compare             # the last run beside the committed one: `make bench-compare`
 
 Results are a JSON, a table and two plots; those of the whole suite go to `benchmarks/results`, others to
-`runs/benchmarks`. What crm-r50 can save depends on its weights: give it some that follow their mask, with --weights-r50
-(weights/crm-r50.safetensors, say) or the environment variable REFINE_WEIGHTS_R50; without, they are random, and the
-table says so.
+`runs/benchmarks`. What crm-r50 can save depends on its weights: those that ship, or others with --weights-r50.
 """
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
@@ -130,7 +127,7 @@ def measure(
             for name, array in zip(("image", "mask"), pair, strict=True):
                 np.save(folder / f"{name}-{size:g}.npy", array)
         models = list(dict.fromkeys(case.model for case in cases))
-        weights = inputs.write_weights(folder, models, weights_r50, pictures[min(pictures)])
+        weights = inputs.write_weights(folder, models, weights_r50)
         for case in cases:
             if time.perf_counter() > until:
                 left_out.append(str(case))
@@ -179,12 +176,7 @@ def _parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--cases", default="", help='only cases with these words in their names: "crm-s bfloat16"')
     parser.add_argument("--image", type=Path, help="photograph; without one, a generated scene is refined")
     parser.add_argument("--mask", type=Path, help="its coarse mask")
-    parser.add_argument(
-        "--weights-r50",
-        type=Path,
-        default=os.environ.get("REFINE_WEIGHTS_R50") or None,
-        help="of crm-r50, which follow their mask (default: $REFINE_WEIGHTS_R50, or else random ones)",
-    )
+    parser.add_argument("--weights-r50", type=Path, help="of crm-r50 and the reference (default: those that ship)")
     parser.add_argument(
         "--repeats", type=int, default=REPEATS, help=f"calls of a case that is fast (default {REPEATS})"
     )

@@ -66,15 +66,15 @@ class TestInputs:
 
     @pytest.mark.usefixtures("one_thread")
     def test_the_reference_gets_the_weights_of_crm_r50_and_a_fourth_stage_of_its_own(self, tmp_path):
-        pair = inputs.generated([0.01])[0.01]
-        seeded = inputs.write_weights(tmp_path, ["crm-r50"], None, pair)
-        assert {seeded[model].origin for model in ("crm-r50", REFERENCE)} == {inputs.RANDOM}
-        held = checkpoint.load(str(seeded["crm-r50"].path))
-        published = torch.load(str(seeded[REFERENCE].path), weights_only=True)
+        shipped = inputs.write_weights(tmp_path, ["crm-r50"], None)
+        ours = f"crm-r50.safetensors, sha256 {checkpoint.file_sha256(checkpoint.find('crm-r50'))}"
+        assert {shipped[model].origin for model in ("crm-r50", REFERENCE)} == {ours}
+        held = checkpoint.load(str(shipped["crm-r50"].path))
+        published = torch.load(str(shipped[REFERENCE].path), weights_only=True)
         own = tmp_path / "own.safetensors"
         spec = preset("crm-r50")
         checkpoint.save(own, held.state, spec=replace(spec, cascade=replace(spec.cascade, smallest=360)).as_dict())
-        given = inputs.write_weights(tmp_path, [REFERENCE], own, pair)
+        given = inputs.write_weights(tmp_path, [REFERENCE], own)
         completed = torch.load(str(given[REFERENCE].path), weights_only=True)
         assert set(completed) == {key.removeprefix("module.") for key in published}
         for key, value in published.items():
@@ -85,7 +85,7 @@ class TestInputs:
         assert taken.cascade == spec.cascade, "the reference has no other"
 
     def test_crm_s_alone_needs_no_other_weights(self, tmp_path):
-        found = inputs.write_weights(tmp_path, ["crm-s"], tmp_path / "missing", inputs.generated([0.001])[0.001])
+        found = inputs.write_weights(tmp_path, ["crm-s"], tmp_path / "missing")
         assert found["crm-s"].path is None
         assert list(found) == ["crm-s"]
         assert not list(tmp_path.iterdir())
@@ -400,7 +400,7 @@ def made(*cases: dict[str, Any], **others: Any) -> results.Results:
         "date": "2025-01-01T00:00:00+00:00",
         "commit": "0123456789abcdef0123+",
         "machine": {**results.machine(2), "kind": "k"},
-        "weights": {"crm-s": "shipped", "crm-r50": inputs.RANDOM},
+        "weights": {"crm-s": "shipped", "crm-r50": "own.safetensors, sha256 0"},
         "pictures": {"4": {"source": "generated scene", "size": [1633, 2450]}},
         "cases": list(cases),
         "kernels": [],
@@ -516,17 +516,16 @@ class TestTable:
         assert results.times_faster(case(seconds=2.0, megapixels=0.5), cases) == "~5.00"
         assert results.times_faster(case(), []) == "-"
 
-    def test_a_policy_that_saves_nothing_with_random_weights_is_marked(self):
+    def test_every_case_has_a_row_and_the_weights_are_told(self):
         cases = [case(policy, model=model) for model in ("crm-s", "crm-r50") for policy in ("dense", "contour")]
         page = results.markdown(made(*cases))
         assert [line.split(" | ")[0] for line in page.splitlines() if line.startswith("| crm")] == [
             "| crm-s float32 dense",
             "| crm-s float32 contour",
             "| crm-r50 float32 dense",
-            "| crm-r50 float32 contour\\*",
+            "| crm-r50 float32 contour",
         ]
-        assert "random weights: every pixel changes, so nothing is saved" in page
-        assert "random weights" not in results.markdown(made(*cases, weights={"crm-r50": "trained"}))
+        assert "Weights: crm-s shipped; crm-r50 own.safetensors, sha256 0." in page
 
     def test_faults_and_what_was_left_out_are_told(self):
         page = results.markdown(made(case(fault="wrong: x"), left_out=["a, 1 MP", "b, 2 MP"]))

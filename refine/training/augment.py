@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 AUGMENTS: Final = ("broad", "published")
+LUMA: Final = (0.299, 0.587, 0.114)  # of red, green, blue in a grey
 
 
 def published_crop(
@@ -39,8 +40,12 @@ def published_jitter(image: NDArray[np.uint8], rng: np.random.Generator) -> NDAr
     brightness, contrast, saturation = 1 + rng.uniform(-1, 1, 3) * (0.2, 0.05, 0.05)
     if rng.random() < 0.1:
         saturation = 0.0
-    x = image.astype(np.float32) * np.float32(brightness)
-    grey = x @ np.asarray((0.299, 0.587, 0.114), np.float32)
-    mean = grey.mean()
-    x = grey[..., None] + (x - grey[..., None]) * np.float32(saturation)
-    return np.clip(mean + (x - mean) * np.float32(contrast), 0, 255).astype(np.uint8)
+    mean = np.dot(LUMA, cv2.mean(image)[:3])
+    affine = colour_map(saturation, contrast, (1 - contrast) * mean)
+    return np.asarray(cv2.transform(image, brightness * affine), np.uint8)  # rounded, and clipped to 0..255
+
+
+def colour_map(saturation: float, contrast: float, offset: float) -> NDArray[np.float64]:
+    """(3, 4), for `cv2.transform`: colours moved away from their grey, or to it (0), times contrast, plus offset."""
+    colours = saturation * np.eye(3) + (1 - saturation) * np.tile(LUMA, (3, 1))
+    return np.column_stack((contrast * colours, np.full(3, offset)))

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from refine.errors import OptionError
 from refine.io import read_image
-from refine.training.augment import published_crop, published_jitter
+from refine.training.augment import colour_map, published_crop, published_jitter
 from refine.training.coarse import DEFAULT_MIX, GIVEN, cascade_like, network_like, random_coarse, saved
 from refine.training.compose import pasted, some_parts
 from refine.training.folders import Pair, read_coarse, read_truth
@@ -235,26 +235,16 @@ def _placed(centre: int, side: int, length: int) -> int:
 
 def _jittered(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
     """``image`` with random brightness, contrast, saturation, warmth, and sometimes grey, noisy or JPEG-compressed."""
-    grey = np.tile(np.asarray((0.299, 0.587, 0.114)), (3, 1))
     saturation = 0.0 if rng.random() < 0.04 else rng.uniform(0.6, 1.4)
-    colours = saturation * np.eye(3) + (1 - saturation) * grey
-    mean = np.mean(colours @ cv2.mean(image)[:3])
     contrast, brightness = rng.uniform(0.7, 1.3), rng.uniform(0.75, 1.25)
-    affine = np.column_stack((contrast * colours, np.full(3, (brightness - contrast) * mean)))
-    affine *= rng.uniform(0.92, 1.08, (3, 1))
-    noise = None
+    mean = float(np.mean(colour_map(saturation, 1, 0)[:, :3] @ cv2.mean(image)[:3]))
+    affine = colour_map(saturation, contrast, (brightness - contrast) * mean) * rng.uniform(0.92, 1.08, (3, 1))
+    x = np.asarray(cv2.transform(image.astype(np.float32), affine), np.float32)
     if rng.random() < 0.2:
-        noise = rng.standard_normal(image.shape, np.float32) * np.float32(rng.uniform(1, 8))
-    blur = float(rng.uniform(0.4, 1.2)) if rng.random() < 0.15 else 0.0
-    if noise is None and not blur:
-        y = np.asarray(cv2.transform(image, affine), np.uint8)  # rounded, and clipped to 0..255
-    else:
-        x = np.asarray(cv2.transform(image.astype(np.float32), affine), np.float32)
-        if noise is not None:
-            x += noise
-        if blur:
-            x = np.asarray(cv2.GaussianBlur(x, (0, 0), blur), np.float32)
-        y = np.clip(x, 0, 255).astype(np.uint8)
+        x += rng.standard_normal(x.shape, np.float32) * np.float32(rng.uniform(1, 8))
+    if rng.random() < 0.15:
+        x = np.asarray(cv2.GaussianBlur(x, (0, 0), float(rng.uniform(0.4, 1.2))), np.float32)
+    y = np.clip(x, 0, 255).astype(np.uint8)
     if rng.random() < 0.2:
         _, coded = cv2.imencode(".jpg", np.ascontiguousarray(y), [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(40, 95))])
         y = np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR), np.uint8)
