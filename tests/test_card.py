@@ -3,7 +3,8 @@ from dataclasses import replace
 
 import pytest
 
-from refine.training.card import Card, Source, WeightsFile, source
+from refine import checkpoint
+from refine.training.card import Card, Origin, Source, WeightsFile, source
 from refine.training.recipe import Recipe
 
 FIGURES = {
@@ -25,6 +26,7 @@ CARD = Card(
     validation={"step": 1400, "gain": 9.288, "sets": [FIGURES]},
     best={"step": 1200, "gain": 9.5, "sets": [FIGURES | {"iou_refined": 93.0}]},
     terms="No commerce.",
+    origin=Origin("older.safetensors", "cd" * 32, ("sod", "ccp"), "cite\nthem"),
     commit="c0ffee",
     versions={"torch": "2.9"},
 )
@@ -42,6 +44,9 @@ CARD = Card(
         ">",
         "> only",
         "> No commerce.",
+        f"| older.safetensors | {'cd' * 32} | sod, ccp |",
+        "> cite",
+        "> them",
         "The last weights that were validated, of step 1,400; gain +9.288:",
         "| davis | 24 | 90.37/62.09 | 92.74/69.01 |",
         "The best weights that were validated, of step 1,200; gain +9.500:",
@@ -63,7 +68,8 @@ def test_a_card_lists_every_field_of_the_recipe():
 
 
 def test_what_is_not_known_is_said():
-    text = replace(CARD, sources=[Source("mine", 3)], terms="", validation=None, best=None, commit="").text()
+    text = replace(CARD, sources=[Source("mine", 3)], terms="", validation=None, best=None, origin=None, commit="")
+    text = text.text()
     for line in ("None were stated.", "Not validated.", "| commit | unknown |"):
         assert line in text.splitlines()
 
@@ -71,6 +77,19 @@ def test_what_is_not_known_is_said():
 def test_the_best_weights_are_shown_once_where_they_are_the_last():
     text = replace(CARD, best=CARD.validation).text()
     assert "The best weights that were validated" not in text
+
+
+def test_weights_that_were_best_before_are_shown_also_where_there_are_no_last_ones():
+    text = replace(CARD, validation=None).text()
+    assert "The best weights that were validated, of step 1,200; gain +9.500:" in text
+    assert "Not validated." not in text
+
+
+def test_the_terms_of_weights_that_ship_are_those_of_the_manifest():
+    (entry,) = (entry for entry in checkpoint.manifest() if entry.name == "crm-s")
+    origin = Origin.of(entry.path, checkpoint.load(entry.path))
+    assert (origin.name, origin.sha256, origin.terms) == ("crm-s.safetensors", entry.sha256, entry.licence)
+    assert "davis" in origin.data
 
 
 def test_a_card_is_the_same_for_the_same_facts():

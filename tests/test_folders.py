@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from refine.errors import FileError, InputError
-from refine.training.folders import Pair, find_pairs, read_truth, shared_pictures, survey
+from refine.training.folders import Pair, read_truth, shared_pictures, survey
 
 RECIPES = sorted((Path(__file__).parents[1] / "weights").glob("*.toml"))
 DISC = np.hypot(*np.mgrid[-6:7, -8:9]) < 5  # (13, 17)
@@ -109,7 +109,7 @@ def test_pairs_of_a_layout_are_found_in_the_truths_order_and_nothing_else_is(tmp
     assert not found.ambiguous
     rest = relative(tmp_path, [*found.images_alone, *found.truths_alone, *found.left_out])
     assert sorted(rest) == sorted(others)
-    assert find_pairs(tmp_path) == found.pairs
+    assert survey(tmp_path).pairs == found.pairs
     for pair in found.pairs:
         np.testing.assert_array_equal(read_truth(pair, DISC.shape), 255 * DISC)
 
@@ -179,14 +179,14 @@ def test_what_names_leave_open_is_left_out_with_its_reason(tmp_path, files, doub
 def test_what_may_not_belong_together_is_no_pair(tmp_path, files):
     write(tmp_path, *files)
     with pytest.raises(FileError, match="holds no pairs"):
-        find_pairs(tmp_path)
+        survey(tmp_path)
 
 
 def test_a_folder_without_pairs_is_an_error_that_says_what_was_looked_for_and_found(tmp_path):
     with pytest.raises(
         FileError, match=r"holds no pairs .*; looked for <id>_im\.jpg .*; found no file of \.bmp, \.jpeg"
     ):
-        find_pairs(tmp_path)
+        survey(tmp_path)
     write(tmp_path, *(f"photographs/{i}.jpg" for i in range(3)), "drawn/0.png", "a.jpg", "a.jpeg", "a.png", "b_seg.png")
     found = (
         r"found 1 \.jpeg in the folder itself, 1 \.jpg in the folder itself, 2 \.png in the folder itself, 1 \.png in "
@@ -194,15 +194,15 @@ def test_a_folder_without_pairs_is_an_error_that_says_what_was_looked_for_and_fo
         r"results: 1; uncertain: 1, as .*a\.png: its name belongs to .*\); give a folder"
     )
     with pytest.raises(FileError, match=found):
-        find_pairs(tmp_path)
+        survey(tmp_path)
 
 
 def test_a_folder_that_cannot_be_searched_is_an_error(tmp_path):
     with pytest.raises(FileError, match=r"absent: cannot be searched \(No such file"):
-        find_pairs(tmp_path / "absent")
+        survey(tmp_path / "absent")
     write(tmp_path, "a.jpg")
     with pytest.raises(FileError, match=r"a\.jpg: cannot be searched \(Not a directory"):
-        find_pairs(tmp_path / "a.jpg")
+        survey(tmp_path / "a.jpg")
 
 
 # ------------------------------------------------------------------------------------------------------------ truths
@@ -284,7 +284,7 @@ def test_an_empty_truth_is_empty(tmp_path):
 @pytest.mark.parametrize("size", [(26, 34), (7, 9), (17, 13)])
 def test_a_truth_of_another_size_than_its_picture_is_an_error_that_names_both(tmp_path, size):
     write(tmp_path, "a.jpg", "a.png")
-    (pair,) = find_pairs(tmp_path)
+    (pair,) = survey(tmp_path).pairs
     sizes = rf"a\.png: 13 x 17 is not the size of its picture .*a\.jpg, {size[0]} x {size[1]} \(H x W"
     with pytest.raises(FileError, match=sizes):
         read_truth(pair, size)
@@ -349,8 +349,8 @@ def test_no_recipe_trains_on_a_held_out_picture(shared, recipe):
     folders = [data / name.replace("networks/", "train/") for name in named]
     if not folders:
         pytest.skip("the recipe names no folders")
-    training = [pair.image for folder in folders if folder.is_dir() for pair in find_pairs(folder)]
-    heldout = [pair.image for pair in find_pairs(data / "heldout")]
+    training = [pair.image for folder in folders if folder.is_dir() for pair in survey(folder).pairs]
+    heldout = [pair.image for pair in survey(data / "heldout").pairs]
     assert heldout
     assert shared_pictures(training, heldout) == []
     if missing := [folder.name for folder in folders if not folder.is_dir()]:

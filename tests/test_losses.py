@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from refine.errors import OptionError
-from refine.training.losses import CRM, LOSSES, RISING, Loss, crm_loss, distance_map, gradient_magnitude, parse_loss
+from refine.training.losses import CRM, LOSSES, RISING, Loss, distance_map, gradient_magnitude, parse_loss
 
 RATIOS = ("dice", "jaccard", "tversky", "focal-tversky")  # of areas
 
@@ -43,17 +43,12 @@ def areas(logit: Tensor, truth: Tensor) -> tuple[float, float, float]:
 # Expressions
 
 
-@pytest.mark.parametrize("text", [CRM, "bce", "0.5*l1", "dice + 0.01*boundary-linear", "1e-07*l2 + 1e+20*focal"])
-def test_an_expression_reads_back_as_written(text):
-    assert str(parse_loss(text)) == text
-
-
 @given(
     st.dictionaries(st.sampled_from(sorted(LOSSES)), st.floats(0, exclude_min=True, allow_infinity=False), min_size=1)
 )
-def test_the_text_of_a_loss_is_the_loss(weights):
-    loss = Loss(tuple(weights.items()))
-    assert parse_loss(str(loss)) == loss
+def test_any_sum_of_weighted_names_is_a_loss(weights):
+    text = " + ".join(f"{weight!r}*{name}" for name, weight in weights.items())
+    assert parse_loss(text) == Loss(tuple(weights.items()))
 
 
 @pytest.mark.parametrize(
@@ -185,16 +180,16 @@ def test_crms_loss_is_bit_for_bit_its_formula():
         + 0.5 * (p - truth).square().mean()
         + 2.0 * gradients.abs().mean()
     )
-    assert torch.equal(crm_loss(logit, truth), expected)
+    assert torch.equal(parse_loss(CRM)(logit, truth), expected)
     assert CRM == "bce + 0.5*l1 + 0.5*l2 + 2*gradient"
 
 
 def test_crms_loss_is_least_for_the_truth():
     truth = torch.zeros(1, 1, 16, 16)
     truth[..., 4:12, 4:12] = 1
-    right = crm_loss(40 * (truth - 0.5), truth)
-    shifted = crm_loss(40 * (truth.roll(1, 3) - 0.5), truth)
-    unsure = crm_loss(torch.zeros_like(truth), truth)
+    right = parse_loss(CRM)(40 * (truth - 0.5), truth)
+    shifted = parse_loss(CRM)(40 * (truth.roll(1, 3) - 0.5), truth)
+    unsure = parse_loss(CRM)(torch.zeros_like(truth), truth)
     assert right < 1e-3
     assert unsure > 0.5
     assert shifted > 0.5
@@ -202,7 +197,7 @@ def test_crms_loss_is_least_for_the_truth():
 
 def test_crms_loss_has_a_finite_gradient_where_nothing_varies():
     logit = torch.zeros(1, 1, 8, 8, requires_grad=True)
-    crm_loss(logit, torch.zeros(1, 1, 8, 8)).backward()
+    parse_loss(CRM)(logit, torch.zeros(1, 1, 8, 8)).backward()
     assert logit.grad is not None
     assert logit.grad.isfinite().all()
 

@@ -1,4 +1,4 @@
-from pathlib import Path
+import shutil
 
 import cv2
 import numpy as np
@@ -10,7 +10,7 @@ from refine.errors import OptionError
 from refine.io import read_mask
 from refine.models.crm_s import Trunk
 from refine.training import networks
-from refine.training.folders import Pair, survey
+from refine.training.folders import survey
 from refine.training.networks import predict_masks
 from refine.training.scenes import scene
 
@@ -51,6 +51,60 @@ def test_pictures_get_coarse_masks_of_their_size_beside_them(data, tmp_path):
             assert any(not np.array_equal(masks[0], mask) for mask in masks[1:])
 
 
+LAYOUTS = {
+    "a folder a class": {
+        f"{name}/{i}.jpg": [f"{name}/{i}.png"] for name in ("abacus", "bell", "camera", "drum", "egg") for i in "12"
+    },
+    "films": {
+        f"JPEGImages/480p/{name}/{i}.jpg": [f"Annotations/480p/{name}/{i}.png"]
+        for name in ("bear", "camel", "dog")
+        for i in ("00000", "00001")
+    },
+    "one name, two folders": {f"imgs/{name}.png": [f"gt/{name}.png"] for name in "abcd"},
+    "endings of every kind": {"images/a.jpg": ["masks/a_mask.png"]}
+    | {f"images/{name}_im.jpg": [f"masks/{name}.png"] for name in "bcd"},
+    "several truths": {f"{name}.jpg": [f"{name}_gt{i}.png" for i in range(2)] for name in "abcd"},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_set_of_any_layout_keeps_its_pairs(tmp_path, layout):
+    folder, count = tmp_path / "set", 0
+    for number, (image, truths) in enumerate(LAYOUTS[layout].items()):
+        for each, name in enumerate(truths):
+            picture, truth = scene(np.random.default_rng(10 * number + each), 60, 90)
+            for path, pixels in ((folder / image, picture[..., ::-1]), (folder / name, 255 * truth.astype(np.uint8))):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                cv2.imwrite(str(path), pixels)
+            count += 1
+    list(predict_masks([folder], tmp_path / "out", trunk(), folds=2, steps=4, least_iou=0.0))
+    found = survey(tmp_path / "out" / "set")
+    assert found.unused() == ""
+    before = {(pair.image.read_bytes(), pair.truth.read_bytes()) for pair in survey(folder).pairs}
+    assert {(pair.image.read_bytes(), pair.truth.read_bytes()) for pair in found.pairs} == before
+    assert len(found.pairs) == len(before) == count
+    assert all(len(pair.coarse) == 6 for pair in found.pairs)
+
+
+def test_two_pictures_of_one_name_are_refused(data, tmp_path):
+    for at in ("a-b/1", "a/b-1"):
+        (data[1] / at).parent.mkdir(exist_ok=True)
+        for ending in ("im.jpg", "gt.png"):
+            shutil.copy(data[1] / f"1_{ending}", data[1] / f"{at}_{ending}")
+    with pytest.raises(OptionError, match="would both be called a-b-1"):
+        list(predict_masks(data, tmp_path / "out", trunk(), folds=2, steps=4))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("place", ["out", "data"])
+def test_nothing_is_written_over(data, tmp_path, place):
+    (tmp_path / "out" / "photos").mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(OptionError, match="is there already"):
+        list(predict_masks(data, tmp_path / place, trunk(), folds=2, steps=4))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_no_network_learns_from_what_it_predicts(data, tmp_path, monkeypatch):
     learnt, asked = [], []
     trained, predicted = networks._trained, networks._predicted
@@ -68,8 +122,8 @@ def test_no_network_learns_from_what_it_predicts(data, tmp_path, monkeypatch):
 
 
 def test_frames_of_a_film_are_predicted_together():
-    def part(stem: str) -> int:
-        return networks._part("films", Pair(Path(f"{stem}_im.jpg"), Path(f"{stem}_gt.png")), 1000)
+    def part(identity: str) -> int:
+        return networks._part("films", identity, 1000)
 
     assert part("bear_00000") == part("bear_00024") != part("cow_00000")
     assert part("100075") != part("100098")  # numbers alone are names
@@ -108,7 +162,13 @@ def test_a_head_learns_what_the_maps_tell():
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"steps": 3}, "steps=3"), ({"folds": 1}, "folds=1"), ({"folds": 500}, "leave some without any")],
+    [
+        ({"steps": 3}, "steps=3"),
+        ({"folds": 0}, "folds=0"),
+        ({"folds": 1}, "folds=1"),
+        ({"folds": 500}, "leave some without any"),
+        ({"seed": -1}, "seed=-1"),
+    ],
 )
 def test_what_cannot_be_predicted_is_refused(data, tmp_path, change, message):
     with pytest.raises(OptionError, match=message):

@@ -40,7 +40,8 @@ def test_a_schedule_of_steps_falls_by_ten_at_each_milestone():
         ({"steps": 0}, "steps=0"),
         ({"steps": "9"}, "steps='9'"),
         ({"steps": True}, "steps=True"),
-        ({"seed": -1}, "seed=-1 is not possible; give a whole number from 0"),
+        ({"seed": -1}, r"seed=-1 is not possible; give a whole number of 0 up to 1e\+09"),
+        ({"seed": 10**14}, r"seed=100000000000000 is not possible; give a whole number of 0 up to 1e\+09"),
         ({"learning_rate": "fast"}, "learning_rate='fast'"),
         ({"learning_rate": 0}, "learning_rate=0 "),
         ({"weight_decay": float("nan")}, "weight_decay=nan"),
@@ -80,6 +81,11 @@ def test_a_schedule_of_steps_falls_by_ten_at_each_milestone():
         ({"cascade": {"passes": True}}, r"cascade\.passes=True is not possible; give a whole number of 1 up to 16"),
         ({"cascade": {"enlarged": 0.5}}, r"cascade\.enlarged=0\.5 is not possible; give a number of 1 up to 4"),
         ({"cascade": {"lean": float("nan")}}, r"cascade\.lean=nan is not possible; give a number of -6 up to 6"),
+        ({"batch": 1, "crop": 64, "window": 64}, "batch norms a single value"),
+        (
+            {"model": "crm-s+v2.1", "proposals": "slic", "batch": 1, "crop": 64, "window": 64},
+            "batch norms a single value",
+        ),
         ({"cascade": {"sure": "0.1"}}, r"cascade\.sure='0\.1' is not possible; give a number of 0 up to 0\.5"),
         ({"cascade": {"decode": "all"}}, "decode='all' is unknown; known are dense"),
     ],
@@ -137,6 +143,27 @@ def test_changes_win_over_given_fields_and_those_over_the_files(tmp_path):
     changes = ["steps = 9", 'trunk="dense"', 'data = ["b"]', "steps = 11"]
     found = read_recipe(path, tmp_path, changes=changes, given={"steps": 8, "batch": 4})
     assert found == Recipe(data=(str(tmp_path / "b"),), steps=11, batch=4, seed=3, trunk="dense")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("cascade.lean=0.5", {"smallest": 360, "lean": 0.5}),
+        ("cascade={lean=0.5}", {"lean": 0.5}),
+        ("cascade.smallest=100", {"smallest": 100}),
+    ],
+)
+def test_a_dotted_name_changes_one_field_of_a_table_and_a_table_the_whole(tmp_path, change, expected):
+    (tmp_path / "recipe.toml").write_text("[cascade]\nsmallest = 360\n")
+    assert read_recipe(tmp_path / "recipe.toml", changes=[change]).cascade == expected
+
+
+def test_a_dotted_name_changes_also_a_default():
+    assert read_recipe(None, changes=["coarse.box=0.5"]).coarse == {**DEFAULT_MIX, "box": 0.5}
+    with pytest.raises(OptionError, match="seed="):
+        read_recipe(None, changes=["seed.low=1"])
+    with pytest.raises(OptionError, match="no field 'seeds'"):
+        read_recipe(None, changes=["seeds.low=1"])
 
 
 def test_given_data_lies_where_it_says_and_drops_the_files_shares(tmp_path):
@@ -203,7 +230,7 @@ def test_the_published_recipe_is_as_published():
     assert (found.loss, found.coarse, found.augment, found.passes) == (CRM, {"contour": 1.0}, "published", 1)
 
 
-def test_the_recipe_of_shipped_weights_was_stored_with_them():
+def test_the_recipe_that_is_stored_with_shipped_weights_can_still_be_read():
     for entry in checkpoint.manifest():
         if entry.name not in shipped():
             continue

@@ -114,7 +114,7 @@ def test_a_network_may_begin_with_what_it_has_in_common_with_crm_s(recipe, tmp_p
     network = build(PRESETS["crm-s"])
     spec = PRESETS["crm-s"].as_dict()
     checkpoint.save(tmp_path / "crm-s.safetensors", network.state_dict(), spec=spec)
-    begun = _initial(recipe(initial=str(tmp_path / "crm-s.safetensors"))).state_dict()
+    begun = _initial(recipe(initial=str(tmp_path / "crm-s.safetensors")))[0].state_dict()
     theirs = network.state_dict()
     taken = {name for name, value in begun.items() if name in theirs and torch.equal(value, theirs[name])}
     for layer in ("stem2.1.conv.weight", "stem4.0.conv.weight", "merge2.1.conv.weight", "to_latent.weight"):
@@ -125,6 +125,6 @@ def test_a_network_may_begin_with_what_it_has_in_common_with_crm_s(recipe, tmp_p
 
 def test_a_network_goes_on_from_weights_of_its_own(recipe, tmp_path):
     path = train(recipe(steps=1), tmp_path / "run", workers=0)
-    begun = _initial(recipe(initial=str(path))).state_dict()
+    begun = _initial(recipe(initial=str(path)))[0].state_dict()
     for name, value in checkpoint.load(path).state.items():
         torch.testing.assert_close(begun[name], value)

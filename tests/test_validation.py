@@ -1,6 +1,7 @@
 """Figures on held-out pictures during a run, and the weights that are best by them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -113,7 +114,35 @@ def test_weights_that_were_best_on_other_pictures_are_replaced(recipe, held_out,
     train(recipe, run, workers=0, validation=Validation((held_out,), limit=1), stop_at=3)
     train(recipe, run, workers=0, validation=Validation((held_out,), limit=2), quiet=False)
     assert json.loads(checkpoint.load(run / "best.safetensors").metadata["validation"])["limit"] == 2
-    assert "best.safetensors was chosen on other pictures and is replaced" in capsys.readouterr().err
+    assert "best.safetensors was chosen by another recipe or on other pictures" in capsys.readouterr().err
+
+
+def test_the_best_weights_of_another_recipe_count_for_nothing(recipe, held_out, tmp_path, monkeypatch):
+    gains = iter([5.0, 1.0])
+    monkeypatch.setattr(loop, "record", lambda summaries: {"gain": next(gains), "sets": []})
+    run, validation = tmp_path / "run", Validation((held_out,), limit=1)
+    train(recipe, run, workers=0, validation=validation)
+    before = checkpoint.file_sha256(run / "best.safetensors")
+    (run / "checkpoint.pt").unlink()  # as an error says for a damaged one
+    other = replace(recipe, seed=7)
+    train(other, run, workers=0, stop_at=1)
+    assert before not in (run / "card.md").read_text()
+    train(other, run, workers=0, validation=validation)
+    metadata = checkpoint.load(run / "best.safetensors").metadata
+    assert json.loads(metadata["validation"])["gain"] == 1
+    assert json.loads(metadata["recipe"])["seed"] == 7
+
+
+@pytest.mark.parametrize("change", [{"cascade": {"lean": 3.0}}, {"store": "float16"}])
+def test_a_run_that_is_done_is_validated_again_where_its_weights_are_used_otherwise(recipe, held_out, tmp_path, change):
+    run, validation = tmp_path / "run", Validation((held_out,), limit=1)
+    train(recipe, run, workers=0, validation=validation)
+    weights = train(replace(recipe, **change), run, workers=0, validation=validation)
+    records = [json.loads(line) for line in (run / "validation.jsonl").read_text().splitlines()]
+    assert len(records) == 2
+    refiner = refine.Refiner("crm-s", weights=weights, device="cpu")
+    (expected,) = summarise(evaluate([held_out], lambda *pair: refiner.refine(*pair).mask, limit=1))
+    assert records[-1]["sets"][0]["iou_refined"] == pytest.approx(expected.iou_refined)
 
 
 def test_a_run_that_is_done_is_validated_once(recipe, held_out, tmp_path):
@@ -147,7 +176,7 @@ def test_a_held_out_picture_that_is_trained_on_is_an_error(recipe, held_out, tmp
         (held_out / f"other_{ending}.png").write_bytes((folder / "1_gt.png").read_bytes())
     with pytest.raises(OptionError, match=r"1_im\.jpg is trained on and is .*other_im"):
         train(recipe, tmp_path / "run", workers=0, validation=Validation((held_out,), limit=1))
-    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_cannot_be_validated_on_is_refused_at_once(held_out, tmp_path):
@@ -155,6 +184,10 @@ def test_what_cannot_be_validated_on_is_refused_at_once(held_out, tmp_path):
         Validation((held_out,), limit=0)
     with pytest.raises(FileError, match="no folder"):
         Validation((tmp_path / "none",))
+    for parent in "ab":
+        make(tmp_path / parent / "same", range(40, 41))
+    with pytest.raises(OptionError, match="2 sets are called 'same'"):
+        Validation((tmp_path / "a" / "same", tmp_path / "b" / "same"))
     (held_out / "10_seg.png").unlink()
     with pytest.raises(FileError, match="lacks 10_seg"):
         Validation((held_out,))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from refine.checkpoint import file_sha256
+from refine.checkpoint import Loaded, file_sha256, manifest
 
 _TERMS = ("TERMS", "TERMS.txt", "TERMS.md")  # of a data folder
 
@@ -19,6 +19,24 @@ class Source:
     pairs: int
     terms: str = ""
     """Text of the folder's own file TERMS, if it has one."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A file that a run began with, and what it says of its own origin."""
+
+    name: str
+    sha256: str
+    data: tuple[str, ...] = ()
+    """Folders that it was trained on."""
+    terms: str = ""
+
+    @classmethod
+    def of(cls, path: Path, held: Loaded) -> "Origin":
+        """Weights; the terms of those that ship are in the manifest."""
+        data = json.loads(held.metadata.get("recipe", "{}")).get("data", ())
+        licences = (entry.licence for entry in manifest() if entry.sha256 == held.sha256)
+        return cls(path.name, held.sha256, tuple(data), held.metadata.get("terms") or next(licences, ""))
 
 
 @dataclass(frozen=True)
@@ -52,6 +70,7 @@ class Card:
     best: Mapping[str, Any] | None = None
     """The record of the best weights."""
     terms: str = ""
+    origin: Origin | None = None
     commit: str = ""
     """Of the code, where it is a checkout."""
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -64,11 +83,13 @@ class Card:
         parts.append(_table(("folder", "pairs"), [(s.folder, f"{s.pairs:,}") for s in self.sources]))
         if self.recipe["scenes"]:
             parts.append(f"{self.recipe['scenes']:.0%} of the crops are generated scenes.\n")
+        if self.origin is not None:
+            parts.append("It began with\n")
+            row = (self.origin.name, self.origin.sha256, ", ".join(self.origin.data) or "not stated")
+            parts.append(_table(("file", "sha256", "trained on"), [row]))
         parts.append("## Terms\n")
-        stated = [
-            (name, text) for name, text in [("All", self.terms), *((s.folder, s.terms) for s in self.sources)] if text
-        ]
-        parts += [f"{folder}:\n\n{_quoted(text)}\n" for folder, text in stated] or ["None were stated.\n"]
+        stated = stated_terms(self.terms, self.sources, self.origin)
+        parts += [f"{name}:\n\n{_quoted(text)}\n" for name, text in stated.items()] or ["None were stated.\n"]
         parts.append("## Figures\n")
         parts += self._figures()
         parts.append("## Recipe\n")
@@ -79,11 +100,13 @@ class Card:
         return "\n".join(parts)
 
     def _figures(self) -> list[str]:
-        if self.validation is None:
+        if self.validation is None and self.best is None:
             return ["Not validated.\n"]
         parts = []
         for which, record in (("The last weights", self.validation), ("The best weights", self.best)):
-            if record is None or (which == "The best weights" and record["step"] == self.validation["step"]):
+            if record is None or (
+                record is self.best and self.validation and record["step"] == self.validation["step"]
+            ):
                 continue
             rows = [
                 (
@@ -101,6 +124,13 @@ class Card:
             "two changes added up; the best weights have the highest.\n"
         )
         return parts
+
+
+def stated_terms(terms: str, sources: Sequence[Source], origin: Origin | None) -> dict[str, str]:
+    """The terms that are stated, by what they are of: all, a folder, what the run began with."""
+    began = [] if origin is None else [(origin.name, origin.terms)]
+    stated = [("All", terms), *((source.folder, source.terms) for source in sources), *began]
+    return {name: text.strip() for name, text in stated if text.strip()}
 
 
 def source(folder: Path, pairs: int) -> Source:

@@ -78,10 +78,10 @@ class Crops(Dataset[dict[str, Tensor]]):
         self.shares = np.asarray(shares, np.float64) / np.sum(shares)
         self.given = coarse.get(GIVEN, 0.0) / sum(coarse.values())
         self.with_coarse = [[pair for pair in group if pair.coarse] for group in groups] if self.given else []
-        if self.given and not any(self.with_coarse):
+        if self.given and not any(share and group for share, group in zip(self.shares, self.with_coarse, strict=True)):
             raise OptionError(
-                f"no picture has a coarse mask <id>_seg.png beside it, as those of kind {GIVEN!r} are; leave the kind "
-                "out, or give a folder with some (--data DIR)"
+                f"no picture that is drawn has a coarse mask <id>_seg.png beside it, as those of kind {GIVEN!r} are; "
+                "leave the kind out, or give a folder with some (--data DIR)"
             )
         self.size = size
         self.scenes = scenes
@@ -198,9 +198,9 @@ class Crops(Dataset[dict[str, Tensor]]):
         if rng.random() < 0.9:
             step = max(1, native // 500)  # a coarse look for the contour is enough to centre a window
             small = truth[::step, ::step] > 127
-            found = np.flatnonzero(small != np.roll(small, 1, int(rng.integers(2))))
-            if found.size:
-                y, x = (step * k for k in divmod(int(found[rng.integers(found.size)]), small.shape[1]))
+            found = np.argwhere(np.diff(small, axis=int(rng.integers(2))))
+            if len(found):
+                y, x = (step * int(k) for k in found[rng.integers(len(found))])
         y += int(rng.uniform(-0.35, 0.35) * side)
         x += int(rng.uniform(-0.35, 0.35) * side)
         top, left = (_placed(at, side, length) for at, length in ((y, height), (x, width)))

@@ -1,6 +1,7 @@
 """Pictures and their truths in folders of any layout: pairs are found by names, truths are read, sets are compared."""
 
 import hashlib
+import json
 import os
 import re
 from collections import Counter, defaultdict
@@ -49,6 +50,12 @@ class Found:
         parts += [f"{path.name}: {reason}" for path, reason in self.ambiguous]
         return f"not trained on: {'; '.join(parts)}" if parts else ""
 
+    def summary(self, folder: Path) -> str:
+        """The folder's name, how many pairs it holds, and a sum of their files' names that tells other ones."""
+        paths = [os.fspath(path) for pair in self.pairs for path in (pair.image, pair.truth, *pair.coarse)]
+        names = json.dumps([os.path.relpath(path, folder).replace(os.sep, "/") for path in paths])
+        return f"{folder.name}: {len(self.pairs)} pairs ({hashlib.sha256(names.encode()).hexdigest()[:8]})"
+
 
 # ---------------------------------------------------------------------------------------------------------- finding
 
@@ -68,14 +75,6 @@ _OF_TRUTHS = re.compile(
 _OF_NEITHER = re.compile(r"edges?|contours?|boundar(y|ies)|trimaps?|scribbles?|coarse|seg|preds?|predictions?")
 _SPLITS = {"tr": "train", "training": "train", "te": "test", "testing": "test", "validation": "val"}
 _SPLITS |= {split: split for split in ("train", "test", "val")}
-
-
-def find_pairs(folder: Path) -> list[Pair]:
-    """The pairs that `survey` finds in a folder.
-
-    Raises `FileError` as `survey`.
-    """
-    return survey(folder).pairs
 
 
 def survey(folder: Path) -> Found:

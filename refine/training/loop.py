@@ -33,12 +33,12 @@ from refine.errors import OptionError, RefineError
 from refine.guidance.cache import Cached
 from refine.guidance.sources import kept_source
 from refine.io import check_folder, write_atomic
-from refine.training.card import Card, Source, WeightsFile, source
+from refine.training.card import Card, Source, WeightsFile, source, stated_terms
 from refine.training.data import Crops
 from refine.training.folders import survey
 from refine.training.guides import Guides, Wholes
 from refine.training.progress import EVERY, Log
-from refine.training.recipe import Recipe
+from refine.training.recipe import Recipe, lasting
 from refine.training.state import Run, arithmetic
 from refine.training.validation import Validation, record
 from refine.versions import commit, versions
@@ -100,7 +100,10 @@ def train(
         guide=None if guiding is None or deep else Guides(recipe.spec().guidance, guiding),
         whole=Wholes(guiding) if guiding is not None and deep else None,
     )
-    run = Run.begin(recipe, on, products)
+    if validation is not None:
+        validation.check_apart([pair.image for group in groups for pair in group])
+    held = tuple(surveys[name].summary(Path(name)) for name in recipe.data)
+    run = Run.begin(recipe, on, products, pictures=held)
     run.resume(out / CHECKPOINT)
     out.mkdir(parents=True, exist_ok=True)
     log = Log(out, step=run.step, steps=recipe.steps, batch=recipe.batch, quiet=quiet, tensorboard=tensorboard)
@@ -109,8 +112,6 @@ def train(
         for name, found in surveys.items():
             if unused := found.unused():
                 log.note(f"{name}: {unused}")
-        if validation is not None:
-            validation.check_apart([pair.image for group in groups for pair in group])
         sources = [source(Path(folder), len(group)) for folder, group in zip(recipe.data, groups, strict=True)]
         folder = _Folder(out, run, log, validation, sources, terms)
         if run.step >= recipe.steps:
@@ -241,17 +242,29 @@ class _Folder:
 
     def store(self) -> None:
         """Write the averaged weights, their card and the checkpoint, each whole or not at all."""
-        self.run.save_weights(self.out / WEIGHTS)
+        self.run.save_weights(self.out / WEIGHTS, terms=self.stated())
         self.run.store(self.out / CHECKPOINT)
         self.write_card()
+
+    def stated(self) -> str:
+        """All terms in one text, for who starts from the weights."""
+        terms = stated_terms(self.terms, self.sources, self.run.origin)
+        return "\n\n".join(f"{name}: {text}" for name, text in terms.items())
+
+    def measured(self) -> dict[str, Any]:
+        """What figures depend on besides the weights of a step, as it is read from JSON."""
+        assert self.validation is not None
+        recipe = self.run.recipe
+        used = {"store": recipe.store, "cascade": recipe.spec().as_dict()["cascade"]}
+        values: dict[str, Any] = json.loads(json.dumps(self.validation.measured() | used))
+        return values
 
     def is_due(self, seconds: float) -> bool:
         return self.validation is not None and self.validation.every.due(step=self.run.step, seconds=seconds)
 
     def is_validated(self) -> bool:
-        """Whether the weights of this step have been measured on these pictures."""
-        assert self.validation is not None
-        wanted = {"step": self.run.step, **self.validation.measured()}
+        """Whether the weights of this step have been measured on these pictures, as they are used now."""
+        wanted = {"step": self.run.step, **self.measured()}
         found = self.log.last_validation() or {}
         return all(found.get(name) == value for name, value in wanted.items())
 
@@ -267,24 +280,30 @@ class _Folder:
             seen=self.interrupt.check,
             **{name: value for name in ("proposals", "sam_checkpoint") if (value := getattr(recipe, name))},
         )
-        found = {"step": self.run.step, **self.validation.measured(), **record(summaries)}
+        measured = self.measured()
+        found = {"step": self.run.step, **measured, **record(summaries)}
         best = self.best()
-        comparable = best is not None and all(best.get(k) == v for k, v in self.validation.measured().items())
-        if best is not None and not comparable:
-            self.log.note(f"{BEST} was chosen on other pictures and is replaced")
+        comparable = best is not None and all(best.get(name) == value for name, value in measured.items())
+        if not comparable and (self.out / BEST).exists():
+            self.log.note(f"{BEST} was chosen by another recipe or on other pictures and is replaced")
         if best is None or not comparable or found["gain"] > best["gain"]:
-            self.run.save_weights(self.out / BEST, validation=json.dumps(found))
+            self.run.save_weights(self.out / BEST, validation=json.dumps(found), terms=self.stated())
         self.log.validated(found, time.monotonic() - began)
         self.write_card()
 
     def best(self) -> dict[str, Any] | None:
-        """The validation of the best weights, which is in their file."""
+        """The validation of the best weights, which is in their file; none of weights by another recipe."""
         if not (self.out / BEST).exists():
             return None
-        values: dict[str, Any] = json.loads(load(self.out / BEST).metadata["validation"])
+        stored = load(self.out / BEST).metadata
+        if lasting(json.loads(stored["recipe"])) != self.run.recipe.lasting():
+            return None
+        values: dict[str, Any] = json.loads(stored["validation"])
         return values
 
     def write_card(self) -> None:
+        best = self.best()
+        files = [WEIGHTS] if best is None else [WEIGHTS, BEST]
         card = Card(
             recipe=self.run.recipe.as_dict(),
             step=self.run.step,
@@ -292,10 +311,11 @@ class _Folder:
             dtype=self.run.dtype_name,
             date=datetime.now(UTC).isoformat(timespec="seconds"),
             sources=self.sources,
-            files=[WeightsFile.of(path) for name in (WEIGHTS, BEST) if (path := self.out / name).exists()],
+            files=[WeightsFile.of(self.out / name) for name in files],
             validation=self.log.last_validation(),
-            best=self.best(),
+            best=best,
             terms=self.terms,
+            origin=self.run.origin,
             commit=self.commit,
             versions=versions(),
         )

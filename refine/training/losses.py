@@ -202,9 +202,6 @@ class Loss:
                     "run: pip install 'refine-masks[train]'"
                 ) from error
 
-    def __str__(self) -> str:
-        return " + ".join(name if weight == 1 else f"{_shortest(weight)}*{name}" for name, weight in self.weights)
-
     @property
     def names(self) -> tuple[str, ...]:
         """Of the terms, as given."""
@@ -250,17 +247,3 @@ def parse_loss(text: str) -> Loss:
                 f"{', '.join(LOSSES)}"
             ) from None
     return Loss(tuple(weights))
-
-
-def crm_loss(logit: Tensor, truth: Tensor) -> Tensor:
-    """The loss `CRM`: BCE + 0.5 L1 + 0.5 L2 + 2 L1 of the Sobel gradient magnitudes (arXiv 2111.14482, section 3.4).
-
-    logit, truth: (B, 1, h, w) float32, truth in [0, 1]. Returns a scalar, the mean over all pixels.
-    """
-    return parse_loss(CRM)(logit, truth)
-
-
-def _shortest(weight: float) -> str:
-    """The shortest decimal that reads back as ``weight``."""
-    short = f"{weight:g}"
-    return short if float(short) == weight else repr(weight)

@@ -6,8 +6,8 @@ features, one of /32, one of /16 and one of /8 of what they see, are trained wit
 (cross-validation), and asked twice: early, when they still err much, and at the end.
 """
 
+import os
 import re
-import shutil
 import time
 import zlib
 from collections import Counter
@@ -23,12 +23,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from refine.errors import OptionError
-from refine.io import check_folder, read_image, write_probability
+from refine.errors import FileError, OptionError
+from refine.io import check_folder, read_image, write_atomic, write_probability
 from refine.models import preset
 from refine.models.crm_s import Trunk
 from refine.models.layers import ConvNorm
-from refine.pairs import IMAGE_ENDING, MASK_ENDING
+from refine.pairs import IMAGE_ENDING, MASK_ENDING, TRUTH_ENDING
 from refine.training.folders import Pair, read_truth, survey
 
 SEEN: Final = 384  # px of the square that a picture is reduced to
@@ -61,40 +61,40 @@ def predict_masks(
 ) -> Iterator[Predictions]:
     """Write ``out/<set>``, the pictures and truths of each folder with coarse masks ``<id>_seg0.png``, ... beside them.
 
-    folders: of pairs (`refine.training.folders.survey`), called differently. trunk: MobileNetV2's features, of three
-    channels. folds: parts of the data; each is predicted by networks trained on the others. Pictures whose names differ
-    in a last number alone, as the frames of a film, are in one part. steps: of 24 pictures, for each network; a set is
-    drawn by the root of its number of pictures. least_iou: with the truth; a prediction below it is not written.
+    folders: of pairs (`refine.training.folders.survey`), called differently; of whatever layout, what is written has
+    BIG's names in one folder, and those of sub-folders begin an id: ``bear/00000.jpg`` becomes ``bear-00000_im.jpg``.
+    trunk: MobileNetV2's features, of three channels. folds: parts of the data; each is predicted by networks trained on
+    the others. Pictures whose ids differ in a last number alone, as the frames of a film, are in one part. steps: of 24
+    pictures, for each network; a set is drawn by the root of its number of pictures. least_iou: with the truth; a
+    prediction below it is not written.
 
     A picture needs 1.4 MB of memory meanwhile.
 
-    Raises OptionError: two folders of one name, fewer pictures or sequences than folds, or ``steps`` below 4.
+    Raises OptionError: two folders, or two pictures of one, would have one name; fewer pictures or sequences than
+    folds; ``out/<set>`` is there already; a number is impossible (``steps`` below 4).
     Raises FileError, InputError: as `survey` and `refine.training.folders.read_truth`; a file cannot be written.
     """
-    if steps < 4:
-        raise OptionError(f"steps={steps} is not possible; give a number from 4")
+    for option, value, least in (("steps", steps, 4), ("folds", folds, 2), ("seed", seed, 0)):
+        if value < least:
+            raise OptionError(f"{option}={value} is not possible; give a number from {least}")
     names = [folder.resolve().name for folder in folders]
     if len(set(names)) < len(names):
         raise OptionError(f"folders {', '.join(names)}: two have one name; their sets would be mixed")
-    found = [(name, survey(folder).pairs) for name, folder in zip(names, folders, strict=True)]
-    # Of several truths of a picture, the first teaches.
-    pairs = [(name, pair) for name, of in found for pair in {pair.image: pair for pair in reversed(of)}.values()]
-    parts = np.array([_part(name, pair, folds) for name, pair in pairs])
-    empty = [fold for fold in range(folds) if not (parts == fold).any()]
-    if empty or folds < 2:
-        raise OptionError(
-            f"folds={folds} of {len(pairs)} pictures leave some without any; give 2 or more, or more data"
-        )
+    for name in names:
+        if (out / name).exists():
+            raise OptionError(f"{out / name} is there already; remove it, or give another folder to write to")
+    given = [one for name, folder in zip(names, folders, strict=True) for one in _pictures(name, folder, out / name)]
+    parts = np.array([_part(one.set, one.prefix.name, folds) for one in given])
+    if any(not (parts == fold).any() for fold in range(folds)):
+        raise OptionError(f"folds={folds} of {len(given)} pictures leave some without any; give fewer, or more data")
     check_folder(out)
-    counts = Counter(name for name, _ in pairs)
-    shares = np.array([1 / np.sqrt(counts[name]) for name, _ in pairs])
+    counts = Counter(one.set for one in given)
+    shares = np.array([1 / np.sqrt(counts[one.set]) for one in given])
     trunk = trunk.eval().requires_grad_(False)
-    seen = [_Seen.of(pair, trunk) for _, pair in pairs]
-    for name, of in found:
-        (out / name).mkdir(parents=True, exist_ok=True)
-        for path in {path for pair in of for path in (pair.image, pair.truth)}:
-            shutil.copyfile(path, out / name / path.name)
-    made = [0] * len(pairs)
+    seen = [_Seen.of(one.pairs[0], trunk) for one in given]  # of several truths, the first teaches
+    for one in given:
+        one.copy()
+    made = [0] * len(given)
     began = time.monotonic()
     for fold in range(folds):
         rest, held = np.flatnonzero(parts != fold), np.flatnonzero(parts == fold)
@@ -108,18 +108,60 @@ def predict_masks(
                     soft = _predicted(head, seen[i])
                     ious.append(seen[i].iou(soft))
                     if ious[-1] >= least_iou:
-                        name, pair = pairs[i]
-                        stem = pair.image.stem.removesuffix(IMAGE_ENDING)
-                        write_probability(out / name / f"{stem}{MASK_ENDING}{made[i]}.png", soft)
+                        write_probability(f"{given[i].prefix}{MASK_ENDING}{made[i]}.png", soft)
                         made[i] += 1
                         written += 1
                 yield Predictions(fold, step, float(np.mean(ious)), len(held), written, time.monotonic() - began)
 
 
-def _part(name: str, pair: Pair, folds: int) -> int:
+@dataclass(frozen=True)
+class _Picture:
+    """A picture of a set with its truths, and how the names of its files in the set's copy begin."""
+
+    set: str
+    prefix: Path
+    pairs: tuple[Pair, ...]
+
+    def copy(self) -> None:
+        """Raises `FileError` for a file that cannot be read or written."""
+        image = self.pairs[0].image
+        _copied(image, f"{self.prefix}{IMAGE_ENDING}{image.suffix}")
+        for i, pair in enumerate(self.pairs):
+            number = i if len(self.pairs) > 1 else ""
+            _copied(pair.truth, f"{self.prefix}{TRUTH_ENDING}{number}{pair.truth.suffix}")
+
+
+def _copied(source: Path, target: str) -> None:
+    try:
+        data = source.read_bytes()
+    except OSError as error:
+        raise FileError(f"{source}: cannot be read ({error.strerror or error}); give a file that can be") from error
+    write_atomic(target, lambda file: file.write(data))
+
+
+def _pictures(name: str, folder: Path, out: Path) -> list[_Picture]:
+    """The pictures of a set; an id is a picture's name after those of the folders that not all pictures lie in.
+
+    Raises `OptionError` where two would have one id.
+    """
+    pairs: dict[Path, list[Pair]] = {}
+    for pair in survey(folder).pairs:
+        pairs.setdefault(pair.image, []).append(pair)
+    common = os.path.commonpath([image.parent for image in pairs])
+    named: dict[str, Path] = {}
+    found = []
+    for image, of in pairs.items():
+        identity = "-".join((*image.parent.relative_to(common).parts, image.stem.removesuffix(IMAGE_ENDING)))
+        other = named.setdefault(identity.lower(), image)  # on some disks upper and lower case are one
+        if other is not image:
+            raise OptionError(f"{other} and {image} would both be called {identity}; rename one of them")
+        found.append(_Picture(name, out / identity, tuple(of)))
+    return found
+
+
+def _part(name: str, identity: str, folds: int) -> int:
     """Which part a picture belongs to: the same for all frames of a film, and on every machine."""
-    stem = pair.image.stem.removesuffix(IMAGE_ENDING)
-    return zlib.crc32((name + (re.sub(r"[-_]?\d+$", "", stem) or stem)).encode()) % folds
+    return zlib.crc32((name + (re.sub(r"[-_]?\d+$", "", identity) or identity)).encode()) % folds
 
 
 @dataclass(frozen=True, eq=False)

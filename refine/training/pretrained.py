@@ -1,6 +1,7 @@
 """Pretrained MobileNetV2 features as a starting point of crm-s's trunk."""
 
 from pathlib import Path
+from zipfile import BadZipFile, is_zipfile
 
 import numpy as np
 import torch
@@ -16,10 +17,12 @@ def load_mobilenet_v2(trunk: Trunk, path: Path) -> None:
 
     Input channels beyond RGB (the mask, guidance) start at zero.
 
-    Raises `WeightsError` where a name is missing or a shape differs.
+    Raises `WeightsError` for a file that is no such archive, or where a name is missing or a shape differs.
     """
     if not path.is_file():
         raise WeightsError(f"pretrained features {path} do not exist; give the path of mobilenetv2.npz")
+    if not is_zipfile(path):
+        raise WeightsError(f"{path}: no .npz, or not a whole one; give the path of mobilenetv2.npz")
     with np.load(path, allow_pickle=False) as arrays:
         first, block = trunk.first[0], trunk.first[1]
         assert isinstance(first, ConvNorm)
@@ -59,4 +62,7 @@ def _copy(layer: ConvNorm, arrays: "np.lib.npyio.NpzFile", kernel: str, norm: st
 def _array(arrays: "np.lib.npyio.NpzFile", name: str) -> Tensor:
     if name not in arrays.files:
         raise WeightsError(f"pretrained features lack {name}; give MobileNetV2 of width 1.0 with Keras' names")
-    return torch.from_numpy(arrays[name].astype(np.float32))
+    try:
+        return torch.from_numpy(arrays[name].astype(np.float32))
+    except (ValueError, BadZipFile) as error:
+        raise WeightsError(f"pretrained features: {name} is damaged ({error}); fetch mobilenetv2.npz again") from error

@@ -106,7 +106,7 @@ class Recipe:
         if self.proposals and self.augment == "published":
             raise OptionError("augment='published' is for models without guidance; leave it out")
         smallest = self.crop if self.passes == 1 else min(self.crop // 2, self.window)
-        if self.model == "crm-s" and self.batch == 1 and smallest == 32:
+        if self.spec().network == "CRMSmall" and self.batch == 1 and smallest == 32:
             raise OptionError(
                 "one crop that is seen at 32 px leaves batch norms a single value; give a larger batch or crop"
             )
@@ -152,8 +152,13 @@ class Recipe:
 
     def lasting(self) -> dict[str, Any]:
         """What may not change between the parts of a run: all but its end, and how it is stored and then used."""
-        changing = ("steps", "decay", "store", "cascade")
-        return {name: value for name, value in self.as_dict().items() if name not in changing}
+        return lasting(self.as_dict())
+
+
+def lasting(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`Recipe.lasting` of what an earlier version may have stored; a field it did not know yet had its default."""
+    changing = ("steps", "decay", "store", "cascade")
+    return {name: value for name, value in (Recipe().as_dict() | dict(values)).items() if name not in changing}
 
 
 _TEXTS: Final = {
@@ -171,8 +176,12 @@ _TEXTS: Final = {
     "trunk": tuple(TRUNKS),
     "decoder": tuple(DECODERS),
 }
-_WHOLE: Final = {"steps": 1, "batch": 1, "crop": 1, "window": 1, "milestones": 1, "warmup": 0, "seed": 0}  # -> least
-_NUMBERS: Final = {  # name -> least and highest
+_WHOLE: Final[dict[str, tuple[float, float]]] = {  # name -> least and highest
+    **dict.fromkeys(("steps", "batch", "crop", "window", "milestones"), (1, math.inf)),
+    "warmup": (0, math.inf),
+    "seed": (0, 10**9),
+}
+_NUMBERS: Final[dict[str, tuple[float, float]]] = {  # name -> least and highest
     "shares": (0.0, math.inf),
     "scenes": (0.0, 1.0),
     "composed": (0.0, 1.0),
@@ -201,12 +210,9 @@ def _check_each(recipe: Recipe) -> None:
                 raise OptionError(f"{name}={value!r} is not possible; give a text")
             if known is not None:
                 one_of(name, value, known)
-    for name, least in _WHOLE.items():
+    for name, (low, high) in (_WHOLE | _NUMBERS).items():
         for value in _values(recipe, name):
-            _check_number(name, value, int, least)
-    for name, (low, high) in _NUMBERS.items():
-        for value in _values(recipe, name):
-            _check_number(name, value, int | float, low, high)
+            _check_number(name, value, int if name in _WHOLE else int | float, low, high)
     if recipe.passes not in (1, 2):
         raise OptionError(f"passes={recipe.passes!r} is not possible; give 1 or 2")
 
@@ -275,7 +281,7 @@ def read_recipe(
 
     root: the folder that relative paths in the file and in the changes lie in. given: fields by their name, over those
     of the file; other data drops its shares, initial weights its pretrained features. changes: lines of TOML, over all
-    others; the last wins.
+    others; the last wins. A dotted name (``cascade.lean=0.5``) changes that alone in its table.
 
     Raises `OptionError` for what cannot be read or is no recipe.
     """
@@ -286,12 +292,21 @@ def read_recipe(
             values.pop(old, None)
     values |= given
     for line in changes:
-        values |= _rooted(_toml(line, line), root)
+        changed = _rooted(_toml(line, line), root)
+        if "." in line.partition("=")[0]:
+            changed = {name: _table(values, name) | value for name, value in changed.items()}
+        values |= changed
     for name in values:
         if name not in _DEFAULTS:
             raise OptionError(f"a recipe has no field {name!r}; its fields are {', '.join(_DEFAULTS)}")
     fitting: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
     return Recipe(**fitting)
+
+
+def _table(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A field that is a table, of a recipe that may not set it; none of another field."""
+    value = values.get(name, _DEFAULTS.get(name))
+    return dict(value) if isinstance(value, Mapping) else {}
 
 
 def _toml_file(source: str | Path) -> dict[str, Any]:

@@ -25,8 +25,9 @@ def scene(rng: np.random.Generator, height: int, width: int) -> tuple[NDArray[np
     """A picture (H, W, 3) uint8 RGB and the truth (H, W) bool of its objects.
 
     Everything is drawn from ``rng``: ground, kinds and number of objects, how far their colours are apart, what
-    stands behind and before them, light, focus, noise and compression. The truth covers 2 % to 75 % of a picture of
-    at least 32 x 32 pixels; at smaller sizes it can be empty or full.
+    stands behind and before them, light, focus, noise and compression. Objects cover 2 % to 75 % of a picture of at
+    least 32 x 32 pixels, of which what stands before them may take some; at smaller sizes the truth can be empty or
+    full.
     """
     for _ in range(_ATTEMPTS):
         objects, before = _objects(rng, height, width)

@@ -1,8 +1,8 @@
 """What training changes: the network, its moving average and the optimizer; one step, and the checkpoint."""
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
@@ -20,16 +20,21 @@ from refine.io import write_atomic
 from refine.loading import load_network
 from refine.models import build
 from refine.models.crm_s import CRMSmall, Trunk
+from refine.training.card import Origin
 from refine.training.losses import Loss, parse_loss
 from refine.training.passes import losses
 from refine.training.pretrained import load_mobilenet_v2
-from refine.training.recipe import Recipe
+from refine.training.recipe import Recipe, lasting
 from refine.training.widen import common, widened
 
 
 @dataclass
 class Run:
-    """A run between two steps; ``begin`` and then ``resume`` make one."""
+    """A run between two steps; ``begin`` and then ``resume`` make one.
+
+    origin: the file whose weights or features it began with. pictures: what each folder of the recipe holds, in words
+    that differ where that does.
+    """
 
     recipe: Recipe
     loss: Loss
@@ -39,18 +44,20 @@ class Run:
     scaler: torch.amp.GradScaler
     device: torch.device
     dtype: torch.dtype
+    origin: Origin | None = None
+    pictures: tuple[str, ...] = ()
     step: int = 0
     choices: torch.Generator = field(default_factory=torch.Generator)
 
     @classmethod
-    def begin(cls, recipe: Recipe, device: torch.device, dtype: torch.dtype) -> Self:
+    def begin(cls, recipe: Recipe, device: torch.device, dtype: torch.dtype, *, pictures: tuple[str, ...] = ()) -> Self:
         """Before the first step.
 
         Raises `WeightsError` for weights that cannot be read, or are of another network than the recipe's.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
-            network = _initial(recipe)
+            network, origin = _initial(recipe)
         rates = [(False, recipe.learning_rate)]
         slow: set[int] = set()
         if isinstance(network, CRMSmall) and (recipe.pretrained or recipe.initial):
@@ -65,7 +72,8 @@ class Run:
         kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
         optimizer = kind(groups, weight_decay=recipe.weight_decay)
         scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-        return cls(recipe, parse_loss(recipe.loss), network, average, optimizer, scaler, device, dtype)
+        loss = parse_loss(recipe.loss)
+        return cls(recipe, loss, network, average, optimizer, scaler, device, dtype, origin, pictures)
 
     @property
     def dtype_name(self) -> str:
@@ -108,13 +116,15 @@ class Run:
         return {name: value.detach() for name, value in found.items()}
 
     def means(self, seen: list[dict[str, Tensor]]) -> dict[str, float]:
-        """Means of steps' losses. A scaled loss may overflow now and then, its steps were left out.
+        """Means of steps' losses. In float16 a network may overflow now and then, its steps were left out.
 
-        Raises `OptionError` for losses that are no numbers.
+        Raises `OptionError` for losses that are no numbers, or averaged weights, which an overflow reaches through the
+        norms' statistics.
         """
         values = torch.stack([torch.stack(list(each.values())) for each in seen]).float().cpu()  # (steps, losses)
         finite = values.isfinite().all(1)
-        if not finite.all() and not (self.scaler.is_enabled() and finite.any()):
+        left_out = not finite.all() and self.scaler.is_enabled() and finite.any()
+        if not (finite.all() or left_out) or not all(v.isfinite().all() for v in self.average.state_dict().values()):
             raise OptionError(
                 f"the loss is no number any more at step {self.step}; train into a new folder with a lower "
                 "learning_rate, a longer warmup or a clip of 1"
@@ -127,7 +137,7 @@ class Run:
         if self.recipe.store == "float16":  # of vectors, which are few, a norm's can leave its range
             state = {k: v.half() if v.is_floating_point() and v.ndim > 1 else v for k, v in state.items()}
         recipe = json.dumps(self.recipe.as_dict())
-        metadata |= {"recipe": recipe, "step": str(self.step)}
+        metadata = {name: text for name, text in metadata.items() if text} | {"recipe": recipe, "step": str(self.step)}
         save(path, state, spec=self.recipe.spec().as_dict(), metadata=metadata)
 
     def store(self, path: Path) -> None:
@@ -138,6 +148,8 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "recipe": json.dumps(self.recipe.lasting()),
+            "origin": json.dumps(self.origin and asdict(self.origin)),
+            "pictures": list(self.pictures),
             "step": self.step,
         }
         write_atomic(path, lambda file: torch.save(state, file))
@@ -148,11 +160,17 @@ class Run:
             return
         try:
             state = torch.load(path, weights_only=True, map_location="cpu")
-            # What a checkpoint does not name yet had its default.
-            theirs, ours = Recipe().lasting() | json.loads(state["recipe"]), self.recipe.lasting()
+            theirs, ours = lasting(json.loads(state["recipe"])), self.recipe.lasting()
             if changed := [name for name in theirs | ours if theirs.get(name) != ours.get(name)]:
                 differences = ", ".join(f"{name} is {theirs.get(name)!r} there" for name in changed)
                 raise WeightsError(f"{path} belongs to another recipe: {differences}; train into a new folder")
+            before = state.get("pictures", self.pictures)  # earlier versions did not note them
+            pairs = zip(self.pictures, before, strict=True)
+            if others := [f"{now}, was {then}" for now, then in pairs if now != then]:
+                found = "; ".join(others)
+                raise WeightsError(f"{path} is of other pictures: {found}; give those, or train into a new folder")
+            if (origin := json.loads(state.get("origin", "null"))) is not None:
+                self.origin = Origin(**origin | {"data": tuple(origin["data"])})
             self.network.load_state_dict(state["network"])
             self.average.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -171,31 +189,37 @@ def arithmetic(name: str, device: torch.device) -> torch.dtype:
     return dtype
 
 
-def _initial(recipe: Recipe) -> nn.Module:
-    """The network that a run begins with."""
-    wanted = recipe.spec()
+def _initial(recipe: Recipe) -> tuple[nn.Module, Origin | None]:
+    """The network that a run begins with, and the file that its weights are from."""
     if recipe.initial:
-        held, base = checkpoint.load(recipe.initial).spec, recipe.model.partition("+")[0]
-        model = recipe.model if held and held.get("model") == recipe.model else base
-        loaded, spec, _ = load_network(model, recipe.initial)
-        start, channels = cast(nn.Module, loaded), spec.arguments["in_channels"]
-        if spec.network != wanted.network:
-            network = build(wanted)
-            shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-            network.load_state_dict(common(start.state_dict(), shapes), strict=False)
-            return network
-        if spec.arguments | {"in_channels": wanted.arguments["in_channels"]} != wanted.arguments:
-            raise WeightsError(f"{recipe.initial} holds {spec.arguments}, the recipe wants {wanted.arguments}")
-        if model == recipe.model:
-            return start.train()
+        held = checkpoint.load(recipe.initial)
+        return _begun(recipe, held.spec or {}), Origin.of(Path(recipe.initial), held)
+    network = build(recipe.spec())
+    if not recipe.pretrained:
+        return network, None
+    load_mobilenet_v2(cast(Trunk, cast(CRMSmall, network).trunk), Path(recipe.pretrained))
+    return network, Origin(Path(recipe.pretrained).name, checkpoint.file_sha256(recipe.pretrained))
+
+
+def _begun(recipe: Recipe, stored: Mapping[str, Any]) -> nn.Module:
+    """The network of a recipe with its initial weights, whose specification is ``stored``."""
+    wanted, base = recipe.spec(), recipe.model.partition("+")[0]
+    model = recipe.model if stored.get("model") == recipe.model else base
+    loaded, spec, _ = load_network(model, recipe.initial)
+    start, channels = cast(nn.Module, loaded), spec.arguments["in_channels"]
+    if spec.network != wanted.network:
         network = build(wanted)
         shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-        more = int(wanted.arguments["in_channels"]) - int(channels)
-        network.load_state_dict(widened(start.state_dict(), shapes, more))
+        network.load_state_dict(common(start.state_dict(), shapes), strict=False)
         return network
+    if spec.arguments | {"in_channels": wanted.arguments["in_channels"]} != wanted.arguments:
+        raise WeightsError(f"{recipe.initial} holds {spec.arguments}, the recipe wants {wanted.arguments}")
+    if model == recipe.model:
+        return start.train()
     network = build(wanted)
-    if recipe.pretrained:
-        load_mobilenet_v2(cast(Trunk, cast(CRMSmall, network).trunk), Path(recipe.pretrained))
+    shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    more = int(wanted.arguments["in_channels"]) - int(channels)
+    network.load_state_dict(widened(start.state_dict(), shapes, more))
     return network
 
 

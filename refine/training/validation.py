@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from refine.engine import Refiner
 from refine.errors import OptionError
-from refine.evaluation import Row, Summary, evaluate, find_items, find_sets, summarise
+from refine.evaluation import Row, Summary, evaluate, find_items, find_sets, find_work, summarise
 from refine.training.folders import shared_pictures
 
 
@@ -42,7 +42,7 @@ class Validation:
 
     folders: sets of `refine.evaluation`, or folders of them. limit: pictures of a set, the first by name.
 
-    Raises FileError for folders that are no sets, `OptionError` for an impossible limit.
+    Raises FileError for folders that are no sets, `OptionError` for two sets of one name or an impossible limit.
     """
 
     folders: tuple[Path, ...]
@@ -54,13 +54,14 @@ class Validation:
             raise OptionError(f"the validation's limit is {self.limit}; give a number of pictures from 1")
         for folder in self.sets():
             find_items(folder)
+        find_work(self.sets())
 
     def sets(self) -> list[Path]:
         """The folders that hold pictures."""
         return find_sets(self.folders)
 
     def measured(self) -> dict[str, Any]:
-        """What figures depend on besides the weights: those of two runs can be compared where this is the same."""
+        """What is measured: figures can be compared where this is the same."""
         return {"on": [folder.name for folder in self.sets()], "limit": self.limit}
 
     def check_apart(self, training: Sequence[Path]) -> None:
