@@ -704,9 +704,9 @@ def _proposals(
     changes: Annotated[
         list[str] | None, _row("--set NAME=NUMBER", "An option of the source, as in points_per_side=16.")
     ] = None,
-    device: Annotated[str, _row("--device NAME", "Where SAM runs: auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    device: Annotated[str, _row("--device NAME", "Where SAM runs: auto, cpu, cuda or cuda:1.")] = "auto",
     embeddings: Annotated[
-        bool, _row("--embeddings", "Features of SAM's encoder, which SAM-SR v3 reads, instead of proposals.")
+        bool, _row("--embeddings", "Features of SAM's encoder, which v2.2 and v3 read, instead of proposals.")
     ] = False,
     allow_large: Annotated[bool, _row("--allow-large", "Read pictures beyond 250 megapixels.")] = False,
     as_json: Json = False,

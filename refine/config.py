@@ -10,6 +10,7 @@ from refine.errors import OptionError, WeightsError, one_of
 DECODES: Final = ("dense", "bbox", "contour", "strided")
 FIRST_PASSES: Final = ("near", "everywhere")
 COARSE_DECODES: Final = ("full", "next")
+MOST_GROUPS: Final = 256
 EMBEDDED: Final = ("sam-sr-v3.1", "sam-sr-v3.2", "sam-sr-v3.3", "sam-sr-v3.4")
 """Versions by features of Segment Anything's encoder."""
 GUIDANCE: Final = ("sam-sr-v1", "sam-sr-v2.1", "sam-sr-v2.2", *EMBEDDED)
@@ -138,6 +139,10 @@ class Options:
                 continue
             if not isinstance(value, Integral) or isinstance(value, bool) or value < lowest:
                 raise OptionError(f"{name}={value!r} is not possible; give a whole number of at least {lowest}")
+        if self.groups > MOST_GROUPS:
+            raise OptionError(
+                f"groups={self.groups!r} is not possible; give at most {MOST_GROUPS}, a megabyte for each"
+            )
         _ = self.max_bytes  # what cannot be read is told here
         for name in ("keep_scales", "keep_guidance", "allow_large", "guard"):
             value = getattr(self, name)

@@ -24,7 +24,7 @@ from refine.blocks import Blocks
 from refine.config import EMBEDDED, UNTRAINED, Options, guided_model, source_and_options
 from refine.decode import decode
 from refine.devices import peak_memory, resolve_device, resolve_dtype, share_threads
-from refine.errors import OptionError, one_of
+from refine.errors import InputError, OptionError, one_of
 from refine.features import latent_at, whole_latent, with_deep
 from refine.frame import Frame, View, scaled
 from refine.guard import Guard
@@ -109,7 +109,7 @@ class Refiner:
         self.device = resolve_device(device)
         self.dtype = resolve_dtype(dtype, self.device)
         network, self.spec, self.weights_sha256 = load_network(model, weights)
-        self._opened: tuple[tuple[str, str | None], Cached] | None = None
+        self._opened: tuple[tuple[object, ...], Cached] | None = None
         self.network = network.folded().to(self.device, self.dtype)
 
     def refine(
@@ -250,10 +250,16 @@ class Refiner:
             return by_embedding(pair.image, pair.mask, features, options)
         if proposals is None:
             proposals = self._source(options.proposals, options.sam_checkpoint)
+        elif isinstance(proposals, Proposals):
+            proposals.check_of(pair.mask.shape)
+        elif not hasattr(proposals, "propose"):
+            raise InputError(
+                f"proposals={type(proposals).__name__} are neither refine.guidance.Proposals nor what finds them; give "
+                "one of these, or a source by its name when the refiner is made"
+            )
         if options.guidance == "sam-sr-v2.2":
             return by_points(pair.image, pair.mask, proposals, options)
-        found = proposals if isinstance(proposals, Proposals) else proposals.propose(pair.image)
-        return by_proposals(pair.image, pair.mask, found, options)
+        return by_proposals(pair.image, pair.mask, proposals, options)
 
     def _seeing(self, options: Options) -> int:
         """Bytes that Segment Anything takes to look at a picture, if it guides."""
@@ -282,21 +288,25 @@ class Refiner:
         """The version of SAM-SR that guides calls which name none."""
         return self._chosen({}).guidance
 
-    def open_proposals(self) -> None:
+    def open_proposals(self) -> dict[str, Any] | None:
         """Open what the options say finds proposals, if they are guided by any, now rather than at the first picture.
 
-        Raises `OptionError` or `WeightsError` where that cannot be.
+        Returns all that the proposals depend on beside the picture, as JSON has it. Raises `OptionError` or
+        `WeightsError` where it cannot be opened.
         """
-        if self.guidance is not None:
-            self._source(self.options.proposals, self.options.sam_checkpoint)
+        if self.guidance is None:
+            return None
+        return self._source(self.options.proposals, self.options.sam_checkpoint).settings()
 
     def _source(self, proposals: str, checkpoint: str | None) -> Cached:
         """The source of an option, opened once."""
         from refine.guidance.sources import kept_source  # of libraries that are slow to import
 
-        key = (proposals, checkpoint)
+        key = (proposals, checkpoint, _identity(checkpoint) if checkpoint and Path(checkpoint).exists() else None)
         if self._opened is None or self._opened[0] != key:
-            self._opened = key, kept_source(proposals, sam_checkpoint=checkpoint, device=str(self.device))
+            # Apple's GPU lacks what Segment Anything's library computes with.
+            device = "cpu" if self.device.type == "mps" else str(self.device)
+            self._opened = key, kept_source(proposals, sam_checkpoint=checkpoint, device=device)
         return self._opened[1]
 
     def _cascade(self, frame: Frame, options: Options, plan: Plan, progress: Progress | None = None) -> _Outcome:

@@ -7,7 +7,7 @@ from refine.embedding import SHAPE, Embedding
 from refine.errors import InputError
 from refine.guidance.proposals import reduced
 
-SIZES = [(64, 64), (1, 1), (1, 3000), (37, 90), (90, 37), (700, 1500), (1501, 333)]
+SIZES = [(64, 64), (1, 1), (1, 3000), (37, 90), (90, 37), (700, 1500), (1501, 333), (1025, 2048), (6144, 1023)]
 
 
 @pytest.mark.parametrize("size", SIZES)

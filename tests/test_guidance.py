@@ -10,7 +10,7 @@ import refine
 from refine import checkpoint
 from refine.cli import _choices
 from refine.config import Options, guided_model
-from refine.errors import OptionError, WeightsError
+from refine.errors import InputError, OptionError, WeightsError
 from refine.guidance import Proposal, Proposals
 from refine.guidance.cache import Cache, Cached
 from refine.guidance.superpixels import Felzenszwalb
@@ -113,6 +113,29 @@ def test_a_limit_that_segment_anything_cannot_keep_is_refused_unless_what_it_fin
         refiner.refine(IMAGE, COARSE, **limited | options)
     assert source.asked == 1
     refiner._opened = None
+
+
+def test_a_mask_too_sparse_for_v1_is_not_looked_at_unless_pictures_are_wanted(refiner):
+    ring, source = TRUTH & ~disc((120, 160), 30), Known()
+    found = {}
+    for keep in (False, True):
+        options = {"guidance": "sam-sr-v1", "sparsity": 0.2, "keep_guidance": keep}
+        found[keep] = refiner.refine(IMAGE, ring, proposals=source, **options)
+        assert source.asked == keep
+    one, other = (refined.report.guidance for refined in found.values())
+    assert one == {name: other[name] for name in ("version", "sparsity", "skipped")} | {"source": "known"}
+    np.testing.assert_array_equal(found[False].probability, found[True].probability)
+
+
+@pytest.mark.parametrize("size", [(7, 300), (160, 120), (60, 83)])
+def test_proposals_of_another_picture_are_refused(refiner, size):
+    with pytest.raises(InputError, match=f"of a picture of {size[0]} x {size[1]} px .* here has 120 x 160"):
+        refiner.refine(IMAGE, COARSE, guidance="sam-sr-v1", proposals=Proposals((), size, "mine"))
+
+
+def test_what_finds_no_proposals_is_refused(refiner):
+    with pytest.raises(InputError, match="proposals=list are neither"):
+        refiner.refine(IMAGE, COARSE, guidance="sam-sr-v1", proposals=[TRUTH])
 
 
 def test_no_proposals_leave_the_unguided_result(refiner):
@@ -219,6 +242,7 @@ def test_what_weights_do_not_fit_is_told():
         ({"coverage": 1.1}, "coverage=1.1 is not possible; give a number from 0 to 1"),
         ({"deformation": True}, "deformation=True is not possible"),
         ({"groups": 0}, "groups=0 is not possible"),
+        ({"groups": 257}, "groups=257 is not possible; give at most 256"),
         ({"keep_guidance": 1}, "keep_guidance=1 is not possible"),
     ],
 )
@@ -255,6 +279,23 @@ def test_a_named_source_is_asked_once_for_a_picture(cache, refiner, monkeypatch)
 
 
 SAM = "sam:points_per_side=3,predicted_iou=0,stability=0,box_nms=1"
+
+
+def test_a_checkpoint_that_changed_is_opened_again(cache, refiner, tmp_path, sam_file):
+    path = tmp_path / "sam.pth"
+    path.write_bytes(sam_file.read_bytes())
+    first = refiner._source(SAM, str(path))
+    assert refiner._source(SAM, str(path)) is first
+    state = torch.load(path, weights_only=True)
+    torch.save({name: value + 0.5 for name, value in state.items()}, path)
+    assert refiner._source(SAM, str(path)).settings()["weights"] != first.settings()["weights"]
+    refiner._opened = None
+
+
+def test_on_apples_gpu_sam_runs_on_the_cpu(cache, sam_file):
+    refiner = refine.Refiner(device="cpu")
+    refiner.device = torch.device("mps")  # none is here
+    assert refiner._source(SAM, str(sam_file)).source.sam.device.type == "cpu"
 
 
 @pytest.mark.parametrize("version", ["sam-sr-v1", "sam-sr-v2.1", "sam-sr-v2.2"])

@@ -63,6 +63,16 @@ def test_a_cached_source_is_a_source(tmp_path):
     assert source.asked == 1
 
 
+def test_what_was_found_in_float32_serves_for_shorter_types_and_not_the_other_way(tmp_path):
+    for first, then, asked in (("float32", "bfloat16", 0), ("bfloat16", "float32", 1)):
+        cache = Cache(tmp_path / first)
+        one, other = (Source(options={"dtype": dtype, "points": 8}) for dtype in (first, then))
+        cache.proposals(one, PICTURE)
+        assert Cached(other, cache).is_kept(PICTURE) == (not asked)
+        cache.proposals(other, PICTURE)
+        assert other.asked == asked
+
+
 @pytest.mark.parametrize(
     ("image", "name", "options"),
     [

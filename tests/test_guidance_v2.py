@@ -59,6 +59,14 @@ def test_points_spread_over_the_mask():
     assert points.std(0).min() > 12  # a disc of radius 40 has 20
 
 
+@pytest.mark.parametrize("mask", [disc(), disc((9, 200), 60)])
+def test_points_do_not_depend_on_the_ground_around_the_mask(mask):
+    pitch = max(1, int(np.sqrt(mask.sum() / (3 * 8))))
+    wide = np.pad(mask, ((3 * pitch, 5), (2 * pitch, 70)))
+    found = point_groups(wide, 8, np.random.default_rng(0))
+    np.testing.assert_array_equal(found - [3 * pitch, 2 * pitch], point_groups(mask, 8, np.random.default_rng(0)))
+
+
 def test_a_single_pixel_is_its_own_three_points_and_an_empty_mask_has_none():
     one = np.zeros((5, 6), bool)
     one[2, 3] = True

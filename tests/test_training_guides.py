@@ -12,6 +12,7 @@ from refine.errors import OptionError
 from refine.features import with_deep
 from refine.frame import Frame, View
 from refine.guidance import Proposal, Proposals
+from refine.guidance.cache import Cache, Cached
 from refine.models import PRESETS, build
 from refine.planes import Held
 from refine.tiles import Window
@@ -75,6 +76,13 @@ def test_proposals_of_a_picture_are_asked_for_once(pairs):
     assert source.asked == 2
 
 
+def test_what_is_found_in_generated_scenes_is_not_kept_on_disk(pairs, tmp_path):
+    drawn = crops(pairs, Cached(TwoSides(), Cache(tmp_path / "cache")), scenes=0.5)
+    for i in range(12):
+        drawn[i]
+    assert len(list((tmp_path / "cache").rglob("*.bin"))) == 2
+
+
 def test_colours_are_new_for_every_crop_and_the_same_for_its_number(pairs):
     one, other = crops(pairs, TwoSides()), crops(pairs, TwoSides())
     assert (one[3]["image"] == other[3]["image"]).all()
@@ -115,6 +123,10 @@ def test_v2_2_has_one_channel_that_is_high_in_the_object(pairs):
         (
             {"model": "crm-s+v3.2", "proposals": "sam-vit-b", "scenes": 0.1},
             "scenes=0.1 is not possible with crm-s+v3.2",
+        ),
+        (
+            {"model": "crm-s+v2.2", "proposals": "slic", "composed": 0.2},
+            "composed=0.2 is not possible with crm-s+v2.2",
         ),
         ({"model": "crm-s+v3.3", "proposals": "sam", "composed": 0.2}, "composed=0.2 is not possible with crm-s+v3.3"),
         ({"model": "crm-s+v3.3", "proposals": "sam", "augment": "published"}, "without guidance"),

@@ -67,13 +67,14 @@ class Refining:
     def __init__(self, choice: Mapping[str, Any], *, label: str | None = None) -> None:
         self.choice = dict(choice)
         self.label = label or _label(choice)
-        made = self._load()
+        made, proposals = self._load()
         self._facts = {
             "model": choice["model"],
             "weights": getattr(made, "weights_sha256", "none"),
             "device": str(getattr(made, "device", "cpu")),
             "dtype": str(getattr(made, "dtype", "float32")).removeprefix("torch."),
             "options": {name: choice[name] for name in sorted(set(choice) - _OF_THE_MODEL)},
+            **({} if proposals is None else {"proposals": proposals}),
         }
 
     @property
@@ -98,18 +99,19 @@ class Refining:
         """Lets the network's memory go."""
         self.__dict__.pop("_made", None)
 
-    def _load(self) -> "Refiner | MethodRefiner":
+    def _load(self) -> "tuple[Refiner | MethodRefiner, dict[str, Any] | None]":
+        """The refiner, and what its proposals depend on."""
         from refine.refiners import refiner  # here, so that scoring alone needs none
 
         made = refiner(**self.choice)
-        if is_guided(self.choice.get("model"), self.choice.get("guidance")):
-            cast("Refiner", made).open_proposals()  # what is missing is told once, not for every picture
-        return made
+        if not is_guided(self.choice.get("model"), self.choice.get("guidance")):
+            return made, None
+        return made, cast("Refiner", made).open_proposals()  # what is missing is told once, not for every picture
 
     @cached_property
     def _made(self) -> "Refiner | MethodRefiner":
         """Loaded and warm."""
-        made = self._load()
+        made, _ = self._load()
         warm_up(made)
         return made
 

@@ -20,7 +20,7 @@ from refine.errors import FileError, OptionError
 from refine.guidance.proposals import Proposal, Proposals, ProposalSource
 from refine.io import PathLike, check_folder, write_atomic
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Of entries, and of how pictures are reduced before anything is found in them; another makes all of them anew."""
 
 Arrays = dict[str, NDArray[Any]]
@@ -80,7 +80,7 @@ class Cache:
 
         Raises FileError: an entry cannot be read.
         """
-        arrays = _read(self._path("proposals", source.name, source.settings(), image))
+        arrays = self._kept("proposals", source.name, source.settings(), image)
         return None if arrays is None else _unpacked(arrays, source.name)
 
     def kept_embedding(self, encoder: Encoder, image: NDArray[np.uint8]) -> NDArray[np.float32] | None:
@@ -88,18 +88,26 @@ class Cache:
 
         Raises FileError: an entry cannot be read.
         """
-        arrays = _read(self._path("embeddings", encoder.name, encoder.encoder_settings(), image))
+        arrays = self._kept("embeddings", encoder.name, encoder.encoder_settings(), image)
         return None if arrays is None else arrays["embedding"]
 
     def _entry(
         self, kind: str, name: str, settings: dict[str, Any], image: NDArray[np.uint8], find: Callable[[], Arrays]
     ) -> Arrays:
-        path = self._path(kind, name, settings, image)
-        arrays = _read(path)
+        arrays = self._kept(kind, name, settings, image)
         if arrays is None:
             arrays = find()
-            _write(path, arrays)
+            _write(self._path(kind, name, settings, image), arrays)
         return arrays
+
+    def _kept(self, kind: str, name: str, settings: dict[str, Any], image: NDArray[np.uint8]) -> Arrays | None:
+        """An entry of these settings, or of float32 in place of a shorter type: a GPU's serves on a CPU too."""
+        for each in (settings, settings | {"dtype": "float32"}):
+            if "dtype" in settings or each is settings:
+                arrays = _read(self._path(kind, name, each, image))
+                if arrays is not None:
+                    return arrays
+        return None
 
     def _path(self, kind: str, name: str, settings: dict[str, Any], image: NDArray[np.uint8]) -> Path:
         about = {"format": FORMAT, "name": name, "settings": settings, "shape": image.shape, "dtype": str(image.dtype)}

@@ -11,9 +11,9 @@ from refine.config import Options
 from refine.embedding import Embedding
 from refine.guidance import pictures
 from refine.guidance.cache import Encoder
-from refine.guidance.proposals import Proposals, ProposalSource, at_size
+from refine.guidance.proposals import Proposals, ProposalSource, at_size, reduced_size
 from refine.guidance.sources import asked, embedded
-from refine.guidance.v1 import covered
+from refine.guidance.v1 import covered, sparsity_of, too_sparse
 from refine.guidance.v2_1 import labels, painted
 from refine.guidance.v2_2 import channel, point_groups
 from refine.planes import Beside, Held, Plane, Repeated, at_centres
@@ -38,10 +38,23 @@ class Guided:
     embedding: Embedding | None = None
 
 
-def by_proposals(image: Picture, mask: NDArray[np.float32], proposals: Proposals, options: Options) -> Guided:
-    """SAM-SR v1 and v2.1 of a picture (H, W, 3) and its coarse mask (H, W) in [0, 1], by ``options.guidance``."""
+def by_proposals(
+    image: Picture, mask: NDArray[np.float32], source: ProposalSource | Proposals, options: Options
+) -> Guided:
+    """SAM-SR v1 and v2.1 of a picture (H, W, 3) and its coarse mask (H, W) in [0, 1], by ``options.guidance``.
+
+    source: the picture's proposals, or what finds them; it is not asked where a mask is too sparse for v1, unless
+    pictures are kept.
+    """
     size = mask.shape
-    record: dict[str, Any] = {"version": options.guidance, "source": proposals.source, "proposals": len(proposals)}
+    if not isinstance(source, Proposals) and options.guidance == "sam-sr-v1" and not options.keep_guidance:
+        gaps = sparsity_of(at_size(mask, reduced_size(size)) > 0.5)
+        if gaps > options.sparsity:
+            record = {"version": options.guidance, "source": source.name, "sparsity": round(gaps, 4)}
+            skipped = too_sparse(gaps, options.sparsity)
+            return Guided(Held(image), Held(mask), record | {"skipped": skipped}, skipped)
+    proposals = source if isinstance(source, Proposals) else source.propose(image)
+    record = {"version": options.guidance, "source": proposals.source, "proposals": len(proposals)}
     if options.guidance == "sam-sr-v2.1":
         seen = painted(labels(proposals), np.random.default_rng(options.seed))
         shown = {"painted": seen} if options.keep_guidance else {}

@@ -109,6 +109,16 @@ class Proposals:
                 f"proposals of {self.source}: one of size {other} among those of {self.size}; give one size"
             )
 
+    def check_of(self, size: tuple[int, int]) -> None:
+        """Raises `InputError` unless these can be of a picture of ``size`` (H, W), reduced or not."""
+        height, width = self.size
+        scale = max(self.size) / max(size)
+        if max(abs(height - scale * size[0]), abs(width - scale * size[1])) > 1:
+            raise InputError(
+                f"proposals of {self.source}: of a picture of {height} x {width} px (H x W), or reduced to that; the "
+                f"picture here has {size[0]} x {size[1]}; give its own"
+            )
+
     def __len__(self) -> int:
         return len(self.items)
 
@@ -136,9 +146,15 @@ def at_size(array: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
 
 
 def reduced(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A picture (H, W, 3) with a longer side of at most `LONGER_SIDE`; areas are averaged."""
+    """A picture (H, W, 3) at its `reduced_size`; areas are averaged."""
     height, width = image.shape[:2]
-    factor = LONGER_SIDE / max(height, width)
-    if factor >= 1:
-        return image
-    return np.asarray(at_size(image, (max(1, round(height * factor)), max(1, round(width * factor)))), np.uint8)
+    return np.asarray(at_size(image, reduced_size((height, width))), np.uint8)
+
+
+def reduced_size(size: tuple[int, int]) -> tuple[int, int]:
+    """The size (h, w) of a picture (H, W) at a longer side of at most `LONGER_SIDE`, rounded as SAM's library does."""
+    longer = max(size)
+    if longer <= LONGER_SIDE:
+        return size
+    height, width = (max(1, int(side * LONGER_SIDE / longer + 0.5)) for side in size)
+    return height, width

@@ -3,7 +3,7 @@
 With proposals P_1, ..., P_n and the coarse mask M, sets of pixels at the proposals' size:
 
 coverage     c(P) = |P n M| / |P|          a proposal is kept if this is at least `coverage`
-union        U = the kept ones together     is refined instead of M, unless
+union        U = the kept ones together     is refined instead of M, unless it is empty, or
 sparsity     s = 1 - |M n H| / |H|          is more than `sparsity`, where H is M without its gaps: SAM fills those of
                                             bicycles and fences
 deformation  d = 1 - |M n U| / |M u U|      is more than `deformation`: nothing fits the mask
@@ -31,13 +31,12 @@ CLOSED: Final = 0.01  # of the longer side of a mask's bounding box: gaps of twi
 class Covered:
     """What v1 makes of a mask (h, w).
 
-    mask: (h, w), what is to be refined; kept: (n,) bool, the proposals that the mask covers; coverage: (n,) of each;
-    skipped: the rule that kept the coarse mask, with its value, or "".
+    mask: (h, w), what is to be refined; kept: (n,) bool, the proposals that the mask covers; skipped: the rule that
+    kept the coarse mask, with its value, or "".
     """
 
     mask: Mask
     kept: NDArray[np.bool_]
-    coverage: NDArray[np.float64]
     sparsity: float
     deformation: float
     skipped: str
@@ -49,16 +48,22 @@ def covered(proposals: Proposals, mask: Mask, *, coverage: float, sparsity: floa
     coverage, sparsity, deformation: thresholds in [0, 1]; see the module. The order of the proposals does not matter.
     """
     assert mask.shape == proposals.size, (mask.shape, proposals.size)
-    shares = coverages(proposals, mask)
-    kept = shares >= coverage
+    kept = coverages(proposals, mask) >= coverage
     found = _union(proposals, kept)
     gaps, change = sparsity_of(mask), deformation_of(mask, found)
     skipped = ""
     if gaps > sparsity:
-        skipped = f"sparsity {gaps:.3f} is above {sparsity:g}"
+        skipped = too_sparse(gaps, sparsity)
+    elif mask.any() and not found.any():
+        skipped = "the mask covers no proposal"
     elif change > deformation:
         skipped = f"deformation {change:.3f} is above {deformation:g}"
-    return Covered(mask if skipped else found, kept, shares, gaps, change, skipped)
+    return Covered(mask if skipped else found, kept, gaps, change, skipped)
+
+
+def too_sparse(sparsity: float, most: float) -> str:
+    """Why a mask of this sparsity is refined as it is."""
+    return f"sparsity {sparsity:.3f} is above {most:g}"
 
 
 def coverages(proposals: Proposals, mask: Mask) -> NDArray[np.float64]:

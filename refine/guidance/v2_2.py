@@ -19,18 +19,21 @@ Ask = Callable[[NDArray[np.int64]], tuple[NDArray[np.bool_], NDArray[np.float64]
 def point_groups(mask: NDArray[np.bool_], groups: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """Points (k, 3, 2) of a square grid inside a mask (h, w), y and x: about ``groups`` of three, each spread over it.
 
-    Points closer to the contour than half the grid's pitch give way to the innermost pixel of their square, so that
-    thin objects have some too. None of an empty mask; a point comes more than once where the mask has fewer than three.
+    Each is the pixel of its square that lies deepest in the mask, so that thin objects have some too. None of an empty
+    mask; a point comes more than once where the mask has fewer than three.
     """
     area = np.count_nonzero(mask)
     if not area:
         return np.zeros((0, GROUP, 2), np.int64)
     pitch = max(1, int(np.sqrt(area / (GROUP * groups))))
-    depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+    tops, lefts = (_about(np.flatnonzero(mask.any(axis)), pitch) for axis in (1, 0))
+    window = np.s_[tops.start : tops.stop, lefts.start : lefts.stop]
+    depth = ndimage.distance_transform_edt(np.pad(mask[window], 1))[1:-1, 1:-1]
     found = []
-    for top in range(0, mask.shape[0], pitch):
-        for left in range(0, mask.shape[1], pitch):
-            square = depth[top : top + pitch, left : left + pitch]
+    for top in tops:
+        for left in lefts:
+            first = top - tops.start, left - lefts.start
+            square = depth[first[0] : first[0] + pitch, first[1] : first[1] + pitch]
             y, x = np.unravel_index(np.argmax(square), square.shape)
             if square[y, x] > 0:
                 found.append((square[y, x], top + y, left + x))
@@ -38,6 +41,11 @@ def point_groups(mask: NDArray[np.bool_], groups: int, rng: np.random.Generator)
     deepest = sorted(found, key=lambda point: -point[0])[: GROUP * groups]
     points = np.array([(y, x) for _, y, x in deepest], np.int64)[rng.permutation(len(deepest))]
     return np.resize(points, (-(-len(points) // GROUP), GROUP, 2))
+
+
+def _about(at: NDArray[np.int64], pitch: int) -> range:
+    """The grid's squares, by their first px, in which positions ``at`` lie."""
+    return range(int(at[0]) // pitch * pitch, int(at[-1]) + 1, pitch)
 
 
 def answered(proposals: Proposals, groups: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
@@ -70,6 +78,8 @@ def channel(masks: NDArray[np.bool_], confidences: NDArray[np.float64], size: tu
 def merged(masks: NDArray[np.bool_], confidences: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.float32]:
     """(h, w) in [0, 1]: the mean of masks (k, h, w) by their confidences (k,), which count from 0; 0 of none."""
     weights = np.clip(confidences, 0, None)
-    if not weights.sum():
-        return np.zeros(size, np.float32)
-    return np.asarray(np.tensordot(weights / weights.sum(), masks.astype(np.float32), 1), np.float32)
+    total, out = weights.sum(), np.zeros(size)
+    for mask, weight in zip(masks, weights, strict=True):
+        if weight:
+            out[mask] += weight / total
+    return out.astype(np.float32)

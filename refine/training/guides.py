@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from refine.embedding import CELL, PARTS, SHAPE, Embedding
-from refine.guidance.cache import Encoder
+from refine.guidance.cache import Cached, Encoder
 from refine.guidance.proposals import Proposals, ProposalSource, at_size
 from refine.guidance.sources import embedded
 from refine.guidance.v2_1 import labels, painted
@@ -67,7 +67,7 @@ class Guides:
         name: Path | None,
     ) -> NDArray[np.uint8]:
         """name: of the picture, so that its proposals are not asked for again; None for one that will not come back."""
-        proposals, numbers = self._kept.of(name, lambda: self._found(image))
+        proposals, numbers = self._kept.of(name, lambda: self._found(image, name))
         at = np.ix_(*(i * n // m for i, n, m in zip(places, proposals.size, truth.shape, strict=True)))
         if numbers is not None:
             return painted(numbers[at], rng)
@@ -75,9 +75,12 @@ class Guides:
         coarse = network_like(small, rng) > 0.5
         return channel(*answered(proposals, point_groups(coarse, self.groups, rng)), proposals.size)[at]
 
-    def _found(self, image: NDArray[np.uint8]) -> tuple[Proposals, NDArray[np.int32] | None]:
-        """The proposals of a picture and, where they are painted, their labels."""
-        proposals = self.source.propose(image)
+    def _found(self, image: NDArray[np.uint8], name: Path | None) -> tuple[Proposals, NDArray[np.int32] | None]:
+        """The proposals of a picture and, where they are painted, their labels; on disk only of what comes back."""
+        source = self.source
+        if name is None and isinstance(source, Cached):
+            source = source.source
+        proposals = source.propose(image)
         return proposals, labels(proposals) if self.version == "sam-sr-v2.1" else None
 
 

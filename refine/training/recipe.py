@@ -100,6 +100,11 @@ class Recipe:
             )
         if self.spec().guidance in EMBEDDED:
             self._check_embedded(source)
+        if self.spec().guidance == "sam-sr-v2.2" and self.composed:
+            raise OptionError(
+                f"composed={self.composed!r} is not possible with {self.model}, whose channel answers the picture's "
+                "own mask, which compositions replace; leave it out"
+            )
         if bool(self.proposals) != bool(self.spec().guidance):
             given = f"proposals={self.proposals!r} with {self.model}"
             raise OptionError(f"{given} is not possible; they guide models such as crm-s+v2.1, which need some")
