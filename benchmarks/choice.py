@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.inputs import resized
-from benchmarks.worker import WARM_UP, alone, peak_resident, resident
-from refine.memory import forget_peak, return_freed
+from benchmarks.worker import WARM_UP, alone
+from refine.memory import forget_peak, peak_resident_set, resident_set, return_freed
 
 
 @dataclass(frozen=True)
@@ -85,14 +85,14 @@ def measure(task: Task) -> list[Call]:
         mask = np.load(folder / f"{scene}-{name}.npy")
         if not before:
             return_freed()
-            before = resident()
+            before = resident_set()
             refiner.refine(*resized(image, mask, min(WARM_UP, mask.size / 1e6)), **guided)
         return_freed()
         forget_peak()
         started = time.perf_counter()
         refined = refiner.refine(image, mask, **guided).mask
         seconds = time.perf_counter() - started
-        calls.append(Call(scene, name, seconds, max(0, peak_resident() - before)))
+        calls.append(Call(scene, name, seconds, max(0, peak_resident_set() - before)))
         np.save(folder / f"{scene}-{name}-refined.npy", refined)
     return calls
 

@@ -9,13 +9,13 @@ import math
 import os
 import platform
 import re
-import subprocess
 from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.worker import CAPPED, POLICIES, REFERENCE, ROOT
+from refine.versions import git
 
 FOLDER = ROOT / "benchmarks" / "results"
 NOTABLE = 0.1  # a change by more than this share is named
@@ -83,21 +83,9 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def commit() -> str:
-    """The checkout's commit, with a + if files differ from it; "unknown" without git."""
-    try:
-        return _git("rev-parse", "HEAD").strip() + ("+" if _git("status", "--porcelain") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
 def short(commit: str) -> str:
-    """The first digits of a commit, and its + if it has one."""
+    """The first digits of a commit, and whatever marks that files differ from it."""
     return re.sub(r"^([0-9a-f]{12})[0-9a-f]+", r"\1", commit)
-
-
-def _git(*words: str) -> str:
-    return subprocess.run(("git", *words), cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
 # Files
@@ -131,10 +119,10 @@ def read(text: str, name: str) -> Results:
 
 def committed(path: Path) -> str:
     """The text of a file of the checkout as it was last committed. Raises `ValueError` if it never was."""
-    try:
-        return _git("show", f"HEAD:{path.resolve().relative_to(ROOT).as_posix()}")
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise ValueError(f"{path.name}: no result of this kind of machine has been committed") from error
+    text = git(ROOT, "show", f"HEAD:{path.resolve().relative_to(ROOT).as_posix()}")
+    if text is None:
+        raise ValueError(f"{path.name}: no result of this kind of machine has been committed")
+    return text
 
 
 # The table

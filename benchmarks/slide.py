@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 
 from benchmarks.inputs import CELLS, Pixels
 from benchmarks.results import usable_cores
-from benchmarks.worker import ROOT, limited, peak_resident, resident
-from refine.memory import forget_peak
+from benchmarks.worker import ROOT, limited
+from refine.config import parse_bytes
+from refine.memory import forget_peak, peak_resident_set, resident_set
 from refine.metrics import intersection_and_union, pooled_iou
 from refine.tiles import Window
 
@@ -96,11 +97,11 @@ def refined(folder: Path, cap: str, kill: int) -> None:
     journal = folder / "fine.tif.work" / "refine.journal"
     # A journal has a line for its key, and one for each tile or band that is done.
     figures = {"steps_done_before": journal.read_text().count("\n") - 1 if journal.exists() else 0}
-    before, started = resident(), time.perf_counter()
+    before, started = resident_set(), time.perf_counter()
     forget_peak()
 
     def so_far() -> dict[str, float]:
-        return {**figures, "seconds": time.perf_counter() - started, "over": peak_resident() - before}
+        return {**figures, "seconds": time.perf_counter() - started, "over": peak_resident_set() - before}
 
     def progress(done: int, tiles: int) -> None:
         print(f"tile {done} of {tiles}", end="\r", file=sys.stderr)
@@ -126,7 +127,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     height, width = (int(side) for side in options.size.split("x"))
-    folder = options.folder / f"{height}x{width}"
+    folder = options.folder / f"{height}x{width}-{options.objects}"
     if options.worker is not None:
         refined(folder, options.max_memory, options.worker)
         return 0
@@ -138,13 +139,17 @@ def main(arguments: list[str] | None = None) -> int:
             ", ".join(f"{path}: {path.stat().st_size / 1e6:.0f} MB" for path in write(folder, (height, width), placed))
         )
         print(f"written in {time.perf_counter() - started:.0f} s")
+    cap = parse_bytes(options.max_memory)
     for kill in options.kill or [0]:
         command = [sys.executable, "-m", "benchmarks.slide", "--size", options.size, "--folder", str(options.folder)]
-        command += ["--max-memory", options.max_memory, "--worker", str(kill)]
+        command += ["--objects", str(options.objects), "--max-memory", options.max_memory, "--worker", str(kill)]
         done = subprocess.run(command, cwd=ROOT, env=limited(options.threads), stdout=subprocess.PIPE, check=False)
         lines = done.stdout.decode().splitlines()
         print("\n".join(lines), flush=True)
         if done.returncode != (-signal.SIGKILL if kill else 0):
+            return 1
+        if (over := json.loads(lines[-1])["over"]) > cap:
+            print(f"took {over / 1e6:.0f} MB, {cap / 1e6:.0f} MB are allowed")
             return 1
     if options.kill:
         return 0

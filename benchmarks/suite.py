@@ -27,6 +27,7 @@ import numpy as np
 from benchmarks import inputs, results
 from benchmarks.worker import CAPPED, POLICIES, PUBLISHED, REFERENCE, ROOT, Case, Task, limited, run
 from refine.errors import OptionError, RefineError
+from refine.versions import commit
 
 REPEATS = 3
 
@@ -215,7 +216,7 @@ def _measure(options: argparse.Namespace) -> int:
     sizes = sorted({case.megapixels for case in cases})
     found: results.Results = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": results.commit(),
+        "commit": commit() or "unknown",
         "machine": results.machine(options.threads, device),
     }
     if options.image:
@@ -243,7 +244,8 @@ def _measure(options: argparse.Namespace) -> int:
         until=until,
         device=device,
     )
-    whole = not (options.quick or options.megapixels or options.cases or options.image)
+    part = options.quick or options.megapixels or options.cases or options.no_kernels or options.repeats != REPEATS
+    whole = not (part or options.image or options.weights_r50)
     folder = options.out or (results.FOLDER if whole else ROOT / "runs" / "benchmarks")
     written = results.write(found, folder)
     print("\n".join(results.aligned(results.case_rows(found))))

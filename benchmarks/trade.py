@@ -7,7 +7,8 @@
 
 BIG's pictures may not be shipped, so scenes and coarse masks of four qualities stand in for it: those of
 `benchmarks.quality`, which anyone can draw again. Each choice of options runs in a process of its own. Results are a
-JSON, a table and a plot: `<machine>-trade.*` in `benchmarks/results`, or in `runs/benchmarks` for fewer choices.
+JSON, a table and a plot: `<machine>-trade.*` in `benchmarks/results`, or in `runs/benchmarks` with other choices,
+scenes or weights than the first of these commands has.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from refine import checkpoint
 from refine.evaluation.published import COARSE, PUBLISHED, SOURCES
 from refine.evaluation.tables import Table
 from refine.metrics import iou, mean_boundary_accuracy
+from refine.versions import commit
 
 SIDES = (2048, 2560, 3840, 3072, 4608, 6000)  # px of the long side, by turns
 COUNT = 3
@@ -275,13 +277,13 @@ def main(arguments: list[str] | None = None) -> int:
     weights = given.weights or checkpoint.find("crm-s")
     run = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": results.commit(),
+        "commit": commit() or "unknown",
         "machine": results.machine(given.threads),
         "weights": f"{weights.name}, sha256 {checkpoint.file_sha256(weights)}",
         "source": "every other one a cut-out of held-out sets" if given.data else "generated",
         **measure(choices, given.count, given.data, weights=given.weights, threads=given.threads),
     }
-    whole = given.choices is None and given.weights is None
+    whole = (given.choices, given.weights, given.data, given.count) == (None, None, None, COUNT)
     written = write(run, given.out or (results.FOLDER if whole else ROOT / "runs" / "benchmarks"))
     print(table(run).markdown())
     print("\n".join(map(str, written)))

@@ -10,7 +10,6 @@ timed, since kernels are compiled and algorithms chosen by size, and float32 is 
 
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -24,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.inputs import Pixels, resized
-from refine.memory import forget_peak
+from refine.memory import forget_peak, peak_resident_set, resident_set
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = "reference"
@@ -209,7 +208,7 @@ def measure(task: Task) -> Run:
     if not task.on_cpu:
         torch.backends.cudnn.allow_tf32 = False  # else no result in float32 could equal the reference's
     refine, planned = _reference(task) if case.model == REFERENCE else _refiner(task, mask.shape)
-    before = resident() if task.on_cpu else torch.cuda.memory_allocated(task.device)
+    before = resident_set() if task.on_cpu else torch.cuda.memory_allocated(task.device)
     refine(*resized(image, mask, min(WARM_UP, mask.size / 1e6)))
     if task.on_cpu:
         forget_peak()
@@ -226,7 +225,7 @@ def measure(task: Task) -> Run:
         if fault := wrong(case, p, mask.shape):
             return Run(fault=fault)
         # After each call, since the refiner's own count of a call's memory lets the device's peak begin anew.
-        peak = max(peak, peak_resident() if task.on_cpu else torch.cuda.max_memory_allocated(task.device))
+        peak = max(peak, peak_resident_set() if task.on_cpu else torch.cuda.max_memory_allocated(task.device))
     assert p is not None
     difference = compared(case, p, folder)
     if case.exact and difference and difference.largest > TOLERANCE:
@@ -292,34 +291,6 @@ def compared(case: Case, p: Probability, folder: Path) -> Difference | None:
         return None
     q = np.load(other)
     return Difference(str(case.twin), float(np.abs(p - q).max()), float(np.mean((p > 0.5) != (q > 0.5))))
-
-
-def peak_resident() -> int:
-    """Peak resident set of this process, in bytes, since its start or the last `forget_peak`.
-
-    On Linux it is the high-water mark of the process' own memory. `ru_maxrss` will not do there: it survives exec, so a
-    child's begins at its parent's.
-    """
-    return _status("VmHWM") or _maxrss()
-
-
-def resident() -> int:
-    """Resident set of this process now, in bytes; where the system does not say, its peak so far."""
-    return _status("VmRSS") or _maxrss()
-
-
-def _status(name: str) -> int:
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text(encoding="ascii").splitlines():
-            if line.startswith(f"{name}:"):
-                return int(line.split()[1]) * 1024
-    return 0
-
-
-def _maxrss() -> int:
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def main() -> None:

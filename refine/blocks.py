@@ -64,13 +64,6 @@ class Blocks:
         values = x[0].permute(1, 2, 0).reshape(-1, x.shape[1])
         return cls(values, _stacked(height, width, x.device), width, (height, width), stride, origin)
 
-    def dense(self) -> Tensor:
-        """The map (1, C, h, w), zero where it does not exist."""
-        height, width = self.size
-        device = self.values.device
-        cells = self.rows(torch.arange(height, device=device)[:, None], torch.arange(width, device=device)[None, :])
-        return self.values.index_select(0, cells.flatten()).view(1, height, width, -1).permute(0, 3, 1, 2)
-
     def at(self, y: Tensor, x: Tensor) -> Tensor:
         """The cells (N, C) at rows y (N,) and columns x (N,)."""
         return self.values.index_select(0, self.rows(y, x))

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from importlib import metadata
+from io import TextIOWrapper
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -17,9 +18,9 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 import refine
-from refine.config import is_guided
+from refine.config import is_guided, number
 from refine.errors import OptionError, RefineError, WeightsError
-from refine.pairs import Found, Pair, find_pairs, with_outputs
+from refine.pairs import SAW, Found, Pair, find_pairs, with_outputs
 
 if TYPE_CHECKING:
     from refine import Refiner, Report
@@ -46,6 +47,9 @@ EXAMPLES = [
 def main(arguments: list[str] | None = None) -> None:
     """`refine-cli`: exits with 0, 1 (a file failed), 2 (wrong usage or weights) or 130 (interrupted)."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")  # a file's name may be one that they cannot encode
     command = typer.main.get_command(app)
     try:
         code = command.main(args=arguments or ["--help"], prog_name=PROGRAM, standalone_mode=False)
@@ -86,6 +90,11 @@ class _Group(TyperGroup):
         except RefineError as error:
             _stderr(f"error: {_one_line(error)}")
             raise typer.Exit(2 if isinstance(error, OptionError | WeightsError) else 1) from error
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            _stderr(f"error: {_one_line(error)}")
+            raise typer.Exit(1) from error
         except KeyboardInterrupt as interrupt:
             _stderr("interrupted")
             raise typer.Exit(130) from interrupt
@@ -203,7 +212,10 @@ Band = Annotated[int | None, _method("--band PIXELS", "Width of the band on eith
 Padding = Annotated[int | None, _method("--padding PIXELS", "Margin of bounding boxes.")]
 MaxMemory = Annotated[
     str | None,
-    _machine("--max-memory BYTES", "Most memory to take, as in 2GiB; a TIFF that does not fit is refined by windows."),
+    _machine(
+        "--max-memory BYTES",
+        "Most memory to take, as in 2GiB; a TIFF that does not fit is refined by windows with a .tif output.",
+    ),
 ]
 _guidance = _method(
     "--guidance VERSION",
@@ -279,16 +291,16 @@ def _refine(
     proposals: Source = None,
     sam_checkpoint: SamCheckpoint = None,
     debug_dir: Annotated[
-        Path | None, _output("--debug-dir FOLDER", "Also write pictures of what guidance saw, NAME_*.png.")
+        Path | None, _output("--debug-dir FOLDER", "Also write pictures of what guidance saw, NAME_saw_*.png.")
     ] = None,
     dry_run: Annotated[bool, _row("--dry-run", "Print how each picture would be refined; do nothing.")] = False,
     version: Annotated[bool, _row("--version", "Print the version.", callback=_version, is_eager=True)] = False,
 ) -> None:
     from refine.io import IMAGE_SUFFIXES, MASK_SUFFIXES, check_folder
 
-    exclude = [path for path in (out, overlay, probability) if path is not None]
+    exclude = [path for path in (out, overlay, probability, debug_dir) if path is not None]
     found = find_pairs(image, mask, image_suffixes=IMAGE_SUFFIXES, mask_suffixes=MASK_SUFFIXES, exclude=exclude)
-    found = with_outputs(found, out, overlay=overlay, probability=probability)
+    found = with_outputs(found, out, overlay=overlay, probability=probability, debug=debug_dir)
     talk = _Talk(as_json, quiet)
     _warn_about_rest(found, talk)
     options = _given(
@@ -319,24 +331,28 @@ def _refine(
     todo: list[Pair] = []
     there: list[Pair] = []
     for pair in found.pairs:
-        (there if skip_existing and all(path.exists() for path in pair.outputs) else todo).append(pair)
+        (there if skip_existing and all(map(os.path.exists, pair.outputs)) else todo).append(pair)
     # What is wrong with a single pair is told without waiting for the weights.
-    missing = [path for pair in todo if not found.many for path in (pair.image, pair.mask) if not path.exists()]
-    if missing:
-        talk.failed(missing[0], f"no such file: {str(missing[0])!r}", pair=todo[0])
-        raise typer.Exit(1)
+    for path in (path for pair in todo if not found.many for path in (pair.image, pair.mask)):
+        try:
+            path.stat()
+        except OSError as error:
+            what = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
+            talk.failed(path, f"{what}: {str(path)!r}", pair=todo[0])
+            raise typer.Exit(1) from error
+    for image_path, reason in found.ambiguous:
+        talk.failed(image_path, reason)
     if dry_run:
-        raise typer.Exit(_print_plans(refine.refiner(**options), todo, talk))
+        failed = _print_plans(_refiner(options), todo, talk) + len(found.ambiguous)
+        raise typer.Exit(1 if failed else 0)
     folders = {path.parent for pair in todo for path in pair.outputs}
     for folder in sorted(folders if debug_dir is None else {*folders, debug_dir}):
         check_folder(folder)
-    for image_path, reason in found.ambiguous:
-        talk.failed(image_path, reason)
     for pair in there:
         talk.skipped(pair)
     done = 0
     if todo:
-        refiner = refine.refiner(**options)
+        refiner = _refiner(options)
         if is_guided(model, options.get("guidance")):
             cast("Refiner", refiner).open_proposals()  # what is missing is told once, not for every picture
         done = _refine_all(refiner, todo, many=found.many, talk=talk, debug=debug_dir)
@@ -348,7 +364,7 @@ def _refine(
 
 
 def _print_plans(refiner: AnyRefiner, pairs: list[Pair], talk: _Talk) -> int:
-    """Prints how each pair would be refined; 1 if one cannot be."""
+    """Prints how each pair would be refined; gives how many cannot be."""
     from refine.methods import MethodRefiner
 
     if isinstance(refiner, MethodRefiner):
@@ -356,34 +372,33 @@ def _print_plans(refiner: AnyRefiner, pairs: list[Pair], talk: _Talk) -> int:
     failed = 0
     for pair in pairs:
         try:
-            size, windowed = _size(pair), _by_windows(refiner, pair)
-            talk.planned(pair, refiner.plan(size, windowed=windowed))
+            windowed = _by_windows(refiner, pair)
+            talk.planned(pair, refiner.plan(_size(refiner, pair, windowed), windowed=windowed))
         except (RefineError, OSError) as error:
-            failed = 1
+            failed += 1
             talk.failed(pair.image, _one_line(error), pair=pair)
     return failed
 
 
-def _size(pair: Pair) -> tuple[int, int]:
-    """(H, W) of a pair's picture; of a TIFF from its first bytes."""
-    if pair.image.suffix.lower() in _TIFF:
+def _size(refiner: Refiner, pair: Pair, windowed: bool) -> tuple[int, int]:
+    """(H, W) of a pair's picture, if that can be refined."""
+    if windowed:
         from refine.slides import Slide
 
         with Slide(pair.image) as slide:
             return slide.size
-    from refine.io import read_image
+    from refine.io import read_size
 
-    height, width = read_image(pair.image).shape[:2]
-    return height, width
+    return read_size(pair.image, allow_large=refiner.options.allow_large)
 
 
 def _by_windows(refiner: Refiner, pair: Pair) -> bool:
     """Whether a pair of TIFF files is too large to be refined in memory."""
     if not {pair.image.suffix.lower(), pair.mask.suffix.lower(), pair.output.suffix.lower()} <= _TIFF:
         return False
-    from refine.io import MAX_PIXELS
+    from refine.io import MAX_PIXELS, read_size
 
-    size = _size(pair)
+    size = read_size(pair.image, allow_large=True)
     if size[0] * size[1] > MAX_PIXELS and not refiner.options.allow_large:
         return True
     try:
@@ -398,14 +413,21 @@ _TIFF = {".tif", ".tiff"}
 
 _POLICIES = {"stride": ("strided",), "first_pass": ("strided",), "band": ("strided", "contour"), "padding": ("bbox",)}
 
-_OF_GUIDANCE = ("debug_dir", "proposals", "sam_checkpoint", "coverage", "sparsity", "deformation", "groups", "seed")
+_OF_GUIDANCE = ("debug_dir", "proposals", "sam_checkpoint")
+_OF_VERSIONS = {
+    "coverage": ("sam-sr-v1",),
+    "sparsity": ("sam-sr-v1",),
+    "deformation": ("sam-sr-v1",),
+    "groups": ("sam-sr-v2.2",),
+    "seed": ("sam-sr-v2.1", "sam-sr-v2.2"),
+}
 
 
 def _given(changes: list[str] | None, /, **options: Any) -> dict[str, Any]:
     """The refiner's options that the command line gives, ``changes`` by `--set`; the others keep its defaults.
 
-    A stride alone asks for strided decoding. Raises `OptionError` for an option of another policy than the one chosen,
-    and for what `--set` cannot be.
+    A stride alone asks for strided decoding, a padding for bounding boxes. Raises `OptionError` for an option of
+    another policy or version of guidance than the one chosen, and for what `--set` cannot be.
     """
     given = {name: value for name, value in options.items() if value is not None}
     for change in changes or []:
@@ -415,22 +437,44 @@ def _given(changes: list[str] | None, /, **options: Any) -> dict[str, Any]:
         given[name] = _number(change, value, "radius=0.02")
     if given.keys() & {"stride", "first_pass"}:
         given.setdefault("decode", "strided")
-    for name, policies in _POLICIES.items():
-        if name in given and given.get("decode", policies[0]) not in policies:
-            option, accepted = name.replace("_", "-"), " and ".join(policies)
-            raise OptionError(f"--{option} means nothing with --decode {given['decode']}; it belongs to {accepted}")
-    if not is_guided(given.get("model"), given.get("guidance")):
-        for name in _OF_GUIDANCE:
+    if "padding" in given:
+        given.setdefault("decode", "bbox")
+    if "decode" in given:
+        _check_policy(given, given["decode"])
+    model, guidance = given.get("model", ""), given.get("guidance")
+    if not is_guided(model, guidance):
+        for name in (*_OF_GUIDANCE, *_OF_VERSIONS):
             if name in given:
                 option = f"--set {name}" if name not in options else f"--{name.replace('_', '-')}"
                 raise OptionError(f"{option} belongs to guidance, and there is none; give --guidance VERSION")
+        return given
+    version = guidance or f"sam-sr-{model.partition('+')[2]}"
+    for name, versions in _OF_VERSIONS.items():
+        if name in given and version not in versions:
+            raise OptionError(f"--set {name} means nothing with {version}; it belongs to {' and '.join(versions)}")
     return given
+
+
+def _check_policy(given: dict[str, Any], decode: str) -> None:
+    """Raises `OptionError` for an option of another policy than ``decode``."""
+    for name, policies in _POLICIES.items():
+        if name in given and decode not in policies:
+            option, accepted = name.replace("_", "-"), " and ".join(policies)
+            raise OptionError(f"--{option} means nothing with --decode {decode}; it belongs to {accepted}")
+
+
+def _refiner(options: dict[str, Any]) -> AnyRefiner:
+    """The refiner of options, of which a band alone leaves the policy to the model."""
+    refiner = refine.refiner(**options)
+    if "band" in options and "decode" not in options:
+        _check_policy(options, cast("Refiner", refiner).spec.cascade.decode)
+    return refiner
 
 
 def _number(change: str, value: str, example: str) -> float:
     """The value of a change by `--set`."""
     try:
-        return float(value) if set(value.lower()) & set(".en") else int(value)
+        return number(value)
     except ValueError as error:
         raise OptionError(f"--set {change!r} is not possible; give NAME=NUMBER, as in {example}") from error
 
@@ -516,7 +560,7 @@ def _refine_one(refiner: AnyRefiner, pair: Pair, *, show: bool, debug: Path | No
     # The mask comes last: where it is, all that was asked for is.
     shown = {} if pair.overlay is None else {pair.overlay: refined.overlay(pair.image)}
     if debug is not None:
-        shown |= {debug / f"{pair.image.stem}_{name}.png": picture for name, picture in refined.guidance.items()}
+        shown |= {debug / f"{pair.name}{SAW}{name}.png": picture for name, picture in refined.guidance.items()}
     if shown:
         from refine.io import write_image
 
@@ -544,13 +588,9 @@ def _refine_by_windows(refiner: Refiner, pair: Pair, *, show: bool) -> Report:
 
 def _reason(error: Exception) -> str | None:
     """What a user can do something about, in one line; None for our own mistakes."""
-    # torch, its backends and OpenCV each have a class or a text of their own for the same thing.
-    text = str(error).lower()
-    if (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or any(words in text for words in ("out of memory", "can't allocate memory", "insufficient memory"))
-    ):
+    from refine.precompute import is_out_of_memory
+
+    if is_out_of_memory(error):
         return "out of memory; a smaller --tile, --dtype bfloat16 or --device cpu needs less"
     return _one_line(error) if isinstance(error, RefineError | OSError) else None
 
@@ -667,8 +707,10 @@ def _weights_import(
     model: Annotated[str, _row("--model NAME", "The network it belongs to.")] = "crm-r50",
 ) -> None:
     """Convert a published checkpoint (.pth) to safetensors."""
+    if not file.is_file():
+        raise WeightsError(f"{file}: is no file; give a published checkpoint (.pth)")
     destination = file.with_suffix(".safetensors") if out is None else out
-    if destination.exists() and file.exists() and os.path.samefile(file, destination):
+    if os.path.exists(destination) and os.path.samefile(file, destination):
         raise OptionError(f"the output {str(destination)!r} would replace the checkpoint; choose another one with -o")
     from refine.io import check_folder
 
@@ -1049,7 +1091,7 @@ def _one_line(error: BaseException | str) -> str:
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, default=str, ensure_ascii=False)
+    return json.dumps(value, default=str)
 
 
 def _stderr(text: str) -> None:

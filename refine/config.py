@@ -155,8 +155,8 @@ class Options:
         return None if self.max_memory is None else parse_bytes(self.max_memory)
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return asdict(self)
+        """JSON-ready, also where numbers are NumPy's."""
+        return {name: getattr(value, "tolist", lambda value=value: value)() for name, value in asdict(self).items()}
 
     def but(self, **changes: object) -> Self:
         """These options with some changed; an unknown name is an `OptionError` that lists the known ones."""
@@ -254,10 +254,16 @@ class Spec:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Raises `WeightsError` for fields that are missing or unknown."""
+        """Raises `WeightsError` for fields that are missing or unknown, arguments without names, impossible scales."""
         try:
             lists: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values["cascade"].items()}
-            return cls(**{**values, "cascade": Cascade(**lists)})
+            spec = cls(**{**values, "cascade": Cascade(**lists)})
+            if not isinstance(spec.arguments, dict):
+                raise TypeError(f"arguments={spec.arguments!r} have no names")
+            scales = spec.cascade.scales
+            if not scales or not all(isinstance(scale, Real) and scale > 0 for scale in scales):
+                raise TypeError(f"scales={scales!r} are no numbers above 0")
+            return spec
         except (KeyError, TypeError, AttributeError) as error:
             raise WeightsError(
                 f"the weights' specification cannot be read ({error}); they are not made by refine"
@@ -275,11 +281,16 @@ def source_and_options(proposals: str) -> tuple[str, dict[str, float]]:
     for change in filter(None, (word.strip() for word in rest.split(","))):
         option, _, value = (word.strip() for word in change.partition("="))
         try:
-            options[option] = float(value) if set(value.lower()) & set(".en") else int(value)
+            options[option] = number(value)
         except ValueError as error:
             accepted = f"give NAME=NUMBER behind the source, as in {name}:levels=2"
             raise OptionError(f"proposals={proposals!r} is not possible; {accepted}") from error
     return name, options
+
+
+def number(text: str) -> float:
+    """A whole number where the text is one; raises ValueError where it is none at all."""
+    return float(text) if set(text.lower()) & set(".en") else int(text)
 
 
 def guided_model(model: str, guidance: str | None) -> str:

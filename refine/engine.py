@@ -167,12 +167,17 @@ class Refiner:
 
         image, coarse_mask: TIFF or BigTIFF, best tiled; the mask may be smaller. out: a TIFF, written whole or not at
         all. What is done so far lies in a folder ``<out>.work`` beside it, from which the same call goes on after it
-        was interrupted or killed; it is removed at the end. Needs disk space for some 10 bytes per px there.
+        was interrupted or killed; it is removed at the end. Needs disk space there for some 10 bytes per px, 16 where
+        coarse scales are decoded in full, and 4 more for each further pass.
 
-        Gives what `refine` gives for the same files. Raises as `refine` does.
+        Gives what `refine` gives for the same files. Raises as `refine` does, and `OptionError` where ``out`` is one of
+        the inputs.
         """
         chosen = self._chosen(options)
         check_mask_stream(out)
+        for path in (image, coarse_mask):
+            if os.path.exists(out) and os.path.exists(path) and os.path.samefile(path, out):
+                raise OptionError(f"{os.fspath(out)}: is an input, {os.fspath(path)}; give another name")
         if chosen.guidance is not None:
             raise OptionError(
                 f"guidance={chosen.guidance!r} needs the picture in memory; use refine(), or leave it out"
@@ -335,12 +340,15 @@ class Refiner:
                     taken_back += guard.doubt(p, name)
                 report = replace(report, taken_back=taken_back)
             outcome.last = p if grid.samples is None else Interpolated(p, *(s.table for s in grid.samples))
-            if not grid.samples and frame.is_empty(p):
-                outcome.last = Constant(0.0, p.size)
-                outcome.warnings.append(f"nothing of the mask was left at scale {scale:g}")
-            elif guard is not None and between and number == 0:
-                guard.compare(outcome.last)
             outcome.reports.append(report)
+            if not grid.samples and frame.is_empty(p):
+                outcome.warnings.append(f"nothing of the mask was left at scale {scale:g}")
+                outcome.last = Constant(0.0, frame.size)
+                if options.keep_scales:
+                    outcome.kept |= {each: frame.cut(outcome.last) for each in scales[number:]}
+                break
+            if guard is not None and between and number == 0:
+                guard.compare(outcome.last)
             if options.keep_scales:
                 outcome.kept[scale] = frame.cut(outcome.last)
         return outcome
@@ -453,7 +461,8 @@ class Refiner:
             return dense(self.network, frame.size, size)
         if options.coarse_decode == "next":
             return at_next(self.network, frame.size, size, following)
-        if self.spec.cascade.resize == "corners" and options.decode == "dense" and not options.keep_scales:
+        even = options.keep_scales or options.guard  # which read the grid as one of evenly spread queries
+        if self.spec.cascade.resize == "corners" and options.decode == "dense" and not even:
             return read_by_next(self.network, frame.size, size, following)
         return dense(self.network, frame.size, size)
 

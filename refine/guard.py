@@ -11,14 +11,14 @@ All this is told on a grid of cells, those of the cascade's first scale, so that
 little memory whatever the picture's size; parts less than a cell apart are one.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from refine.frame import Frame
-from refine.planes import BAND, Held, Plane, Reduced, bands, kept
+from refine.planes import BAND, Held, Plane, Reduced, bands
 from refine.tiles import Window
 
 BACKGROUND, FOREGROUND = 1, 2  # bits of a cell: has pixels of the class
@@ -53,14 +53,13 @@ class Guard:
 
         p: an array of the frame's store, written in place; name: of it. Returns the number of pixels given back.
         """
-        found = self._classes(p)
-        loose = _loose(found, self.coarse, FOREGROUND) | _loose(found, self.coarse, BACKGROUND)
-        coarse, given_back = self.frame.resized(self.frame.mask, p.size), 0
-        for window, pixels in self._pixels(loose, p.size):
-            p.array[window.slices][pixels] = coarse.read(window)[pixels]
-            given_back += int(np.count_nonzero(pixels))
-            self.frame.store.mark(f"guard {name} {window.top}", p.array)
-        return given_back
+        coarse = self.frame.resized(self.frame.mask, p.size)
+
+        def loose() -> NDArray[np.bool_]:
+            found = self._classes(p)
+            return _loose(found, self.coarse, FOREGROUND) | _loose(found, self.coarse, BACKGROUND)
+
+        return self._given_back(f"guard-{name}", loose, p, lambda window, p: coarse.read(window))
 
     def doubt(self, p: Held, name: str) -> int:
         """Gives probabilities (H, W) the first scale's in thick parts that they add, where the two sum to less than 1.
@@ -69,19 +68,48 @@ class Guard:
         """
         if self._first is None:
             return 0
-        first, seen = self._first
-        # The cells are kept, for a run that is stopped while pixels are given back and goes on.
-        found = self._objects(kept(Reduced(p, self.cells), self.frame.store, f"cells-{name}"), LIKELY)
-        thick = cv2.morphologyEx(found & ~seen, cv2.MORPH_OPEN, np.ones((THICK, THICK), np.uint8))
-        near = cv2.dilate(thick, np.ones((3, 3), np.uint8)) > 0  # with its rim, in cells that are less than half full
-        first, given_back = self.frame.resized(first, p.size), 0
-        for window, pixels in self._pixels(near, p.size):
-            now, then = p.array[window.slices], first.read(window)
-            pixels &= (now > then) & (now + then < 1)
-            now[pixels] = then[pixels]
-            given_back += int(np.count_nonzero(pixels))
-            self.frame.store.mark(f"guard doubts {name} {window.top}", p.array)
-        return given_back
+        first, seen = self.frame.resized(self._first[0], p.size), self._first[1]
+
+        def near() -> NDArray[np.bool_]:
+            added = self._objects(p, LIKELY) & ~seen
+            thick = cv2.morphologyEx(added, cv2.MORPH_OPEN, np.ones((THICK, THICK), np.uint8))
+            # With its rim, in cells that are less than half full.
+            return np.asarray(cv2.dilate(thick, np.ones((3, 3), np.uint8)) > 0)
+
+        def before(window: Window, now: NDArray[np.float32]) -> NDArray[np.float32]:
+            then = first.read(window)
+            return np.where((now > then) & (now + then < 1), then, now)
+
+        return self._given_back(f"guard-doubts-{name}", near, p, before)
+
+    def _given_back(
+        self,
+        name: str,
+        find: Callable[[], NDArray[np.bool_]],
+        p: Held,
+        before: Callable[[Window, NDArray[np.float32]], NDArray[np.float32]],
+    ) -> int:
+        """Puts what was ``before`` into the cells of p that ``find`` gives, and counts pixels that change.
+
+        A run that was stopped finds them once and writes each window once.
+        """
+        store, count = self.frame.store, 0
+        cells = store.array(name, self.cells, np.bool_)
+        if not store.done(name):
+            cells[...] = find()
+            store.mark(name, cells)
+        for window, pixels in self._pixels(cells, p.size):
+            step = f"{name} {window.top}"
+            if not store.done(step):
+                now = p.array[window.slices]
+                then = np.where(pixels, before(window, now), now)
+                changed = int(np.count_nonzero(then != now))
+                now[...] = then
+                store.mark(step, p.array, record={"pixels": changed})
+                count += changed
+            else:
+                count += int(store.record(step)["pixels"])
+        return count
 
     def _objects(self, plane: Plane, least: float = 0.5) -> Bits:
         """The cells where the mean of probabilities (H, W) is at least ``least``: 1, the others 0."""

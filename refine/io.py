@@ -44,6 +44,7 @@ MASK_SUFFIXES = IMAGE_SUFFIXES | {".npy"}
 
 _FORMATS = {"image": "JPEG, PNG, TIFF, BMP or WebP", "mask": "JPEG, PNG, TIFF, BMP, WebP or .npy"}
 _ARRAYS = "a path, a PIL image or a numpy array"
+TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # Size, bits, compression, colours, orientation, strips, samples, planes, predictor, palette, tiles, alpha, format.
 _TIFF_TAGS = frozenset({256, 257, 258, 259, 262, 273, 274, 277, 278, 279, 284, 317, 320, 322, 323, 324, 325, 338, 339})
 _LONGEST_SIDE = {".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383}  # px; libjpeg's and WebP's limits
@@ -91,6 +92,28 @@ def read_mask(source: Source, *, allow_large: bool = False) -> Array:
     if raster.palette is not None:
         return palette_values(raster.samples, raster.palette, name)
     return grey(raster.samples, name)
+
+
+def read_size(path: PathLike, *, allow_large: bool = False) -> tuple[int, int]:
+    """(H, W) of the picture that :func:`read_image` reads from a file; of its pixels as little is read as that takes.
+
+    Raises FileError: as :func:`read_image`, as far as the first bytes tell.
+    """
+    name, formats = os.fsdecode(path), _FORMATS["image"]
+    with opened(Path(name), name, formats) as file:
+        head = file.read(32)
+        file.seek(0)
+        with decoding(name, formats):
+            if head[:4] in TIFF_HEADS:
+                with tifffile.TiffFile(file) as tiff:
+                    page = tiff_page(tiff, file, name, allow_large)
+                    height, width, orientation = page.imagelength, page.imagewidth, page.tags.valueof(274, 1)
+            else:
+                picture = _pillow(file, head, name, formats)
+                width, height = picture.size
+                _check_size(width, height, name, allow_large)
+                orientation = _orientation(picture)
+    return (width, height) if orientation in range(5, 9) else (height, width)
 
 
 def rgb8(array: Array, name: str) -> NDArray[np.uint8]:
@@ -213,7 +236,7 @@ def _raster(source: Source, kind: str, allow_large: bool) -> tuple[Raster, str]:
         with decoding(name, formats):
             if head.startswith(b"\x93NUMPY") and kind == "mask":
                 return Raster(_read_npy(path, name, allow_large)), name
-            if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+            if head[:4] in TIFF_HEADS:
                 return _tiff_raster(file, name, allow_large), name
             if head.startswith(b"\x89PNG\r\n\x1a\n"):
                 _check_png_is_whole(file, name)
@@ -349,6 +372,9 @@ def _check_png_is_whole(file: BinaryIO, name: str) -> None:
 def _read_npy(path: Path, name: str, allow_large: bool) -> Array:
     mapped = np.load(path, mmap_mode="r", allow_pickle=False)
     _check_size(mapped.size, 1, name, allow_large)
+    shape = mapped.shape
+    if mapped.ndim != 2 and (mapped.ndim != 3 or shape[2] not in (1, 3, 4)):
+        raise InputError(f"{name}: shape {shape} is no mask; accepted are (H, W) and (H, W, 1); save one mask alone")
     return np.array(mapped)
 
 
@@ -366,13 +392,15 @@ def _tiff_raster(file: BinaryIO, name: str, allow_large: bool) -> Raster:
 def tiff_page(tiff: Any, file: BinaryIO, name: str, allow_large: bool) -> Any:
     """The first page of a TIFF: the only one of its size, of one to four samples, and whole as far as offsets tell.
 
-    Raises FileError: it is not, its samples are of an unknown type, or it has more than ``MAX_PIXELS`` pixels and
-    ``allow_large`` is not set.
+    Raises FileError: it is not, its samples are of an unknown type, or it or a tile, which may reach beyond it, has
+    more than ``MAX_PIXELS`` pixels and ``allow_large`` is not set.
     Raises InputError: it has no pixels.
     """
     page = tiff.pages[0]
     width, height = page.imagewidth, page.imagelength
     _check_size(width, height, name, allow_large)
+    if page.is_tiled:
+        _check_size(page.tilewidth, page.tilelength, f"{name}: each tile", allow_large)
     # Overviews and internal masks (bits 1 and 4 of the subfile type) belong to the first page.
     others = [p for p in tiff.pages[1:] if (p.imagelength, p.imagewidth) == (height, width)]
     pages = 1 + sum(not p.subfiletype & 5 for p in others)

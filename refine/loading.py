@@ -32,7 +32,12 @@ def load_network(model: str, weights: str | Path | None) -> tuple[Network, Spec,
         spec, state = Spec.from_dict(loaded.spec), loaded.state
         if spec.model != model:
             raise WeightsError(f"{path} holds weights of {spec.model}, not of {model}; pass model={spec.model!r}")
-    network = build(spec)
+    try:
+        network = build(spec)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise WeightsError(
+            f"{path}: its specification builds no network ({error}); it is not made by refine"
+        ) from error
     checkpoint.check(state, _shapes(network), path)
     network.load_state_dict(_as_built(state), assign=True)  # the random ones are freed
     return cast(Network, network), spec, loaded.sha256

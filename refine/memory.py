@@ -9,9 +9,19 @@ from pathlib import Path
 
 def peak_resident_set() -> int:
     """Bytes. On Linux the high-water mark of this process; getrusage's survives exec and begins at the parent's."""
+    return _resident("VmHWM")
+
+
+def resident_set() -> int:
+    """Bytes that this process has now; where the system does not say, its peak so far."""
+    return _resident("VmRSS")
+
+
+def _resident(name: str) -> int:
+    """Bytes: a line of what Linux says of this process, elsewhere getrusage's peak."""
     status = Path("/proc/self/status")
     if status.exists():
-        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+        found = re.search(rf"{name}:\s+(\d+) kB", status.read_text())
         if found:
             return int(found[1]) * 1024
     import resource  # not on Windows

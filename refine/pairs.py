@@ -15,6 +15,7 @@ from refine.errors import FileError, OptionError
 IMAGE_ENDING, MASK_ENDING, TRUTH_ENDING = "_im", "_seg", "_gt"
 
 OUTPUT_ENDING = "_mask.png"  # of a refined mask that is named after its image
+SAW = "_saw_"  # between an image's name and that of a picture of what guidance saw
 
 # As `refine.io` writes them; a wrong suffix is told before the work and not after it.
 MASK_WRITTEN = (".png", ".tif", ".tiff")
@@ -60,11 +61,11 @@ def find_pairs(
 ) -> Found:
     """Pairs named by two files, two folders, two globs, or one folder with BIG's `_im`/`_seg` names.
 
-    Folders are searched recursively and images and masks matched within the same sub-folder: by stem (`cat.jpg`,
-    `cat.png`) or by BIG's names. Folders in `exclude` (the outputs' own) are not searched. Two single files are taken
-    as they are. A picture named like an output, `<name>_mask.png`, is left out where `<name>` is an image, unless an
-    image and a mask of that name go together. Raises OptionError where the two do not go together, FileError where
-    many files hold no pair.
+    Folders are searched recursively, linked ones too, and images and masks matched within the same sub-folder: by stem
+    (`cat.jpg`, `cat.png`) or by BIG's names. Folders in `exclude` (the outputs' own) are not searched. Two single files
+    are taken as they are. A picture named like an output, `<name>_mask.png`, is left out where `<name>` is an image,
+    unless an image and a mask of that name go together. Raises OptionError where the two do not go together, FileError
+    where many files hold no pair or a folder cannot be read.
     """
     kinds = {_kind(image), _kind(mask) if mask is not None else _kind(image)}
     if mask is None and kinds != {"folder"}:
@@ -97,18 +98,23 @@ def find_pairs(
 
 
 def with_outputs(
-    found: Found, output: Path | None, *, overlay: Path | None = None, probability: Path | None = None
+    found: Found,
+    output: Path | None,
+    *,
+    overlay: Path | None = None,
+    probability: Path | None = None,
+    debug: Path | None = None,
 ) -> Found:
     """`found` with every pair's outputs named. Raises OptionError where one would replace an input or another output.
 
     One pair: the three are files; `output` is an existing folder, or None for `<name>_mask.png` beside the mask, as
-    well. Many: the three are folders and sub-folders are kept in them.
+    well. Many: the three are folders and sub-folders are kept in them. `debug` is a folder for `<name>_saw_*.png`.
     """
     if found.many:
         pairs = [_named_in_folders(pair, output, overlay, probability) for pair in found.pairs]
     else:
         pairs = [_named(pair, output, overlay, probability) for pair in found.pairs]
-    inputs = {_identity(path) for pair in pairs for path in (pair.image, pair.mask) if path.exists()}
+    inputs = {_identity(path) for pair in pairs for path in (pair.image, pair.mask) if os.path.exists(path)}
     inputs |= {_identity(path) for path, _ in found.ambiguous}
     written: set[str] = set()
     for path in (path for pair in pairs for path in pair.outputs):
@@ -117,12 +123,21 @@ def with_outputs(
         if os.path.realpath(path) in written:
             raise OptionError(f"two outputs would have the same name {str(path)!r}; choose other names or folders")
         written.add(os.path.realpath(path))
+    seen = set() if debug is None else {_place(debug / pair.name) for pair in pairs}
+
+    def is_debug(path: Path) -> bool:
+        return _place(path).rpartition(SAW)[0] in seen
+
+    others = [path for pair in pairs for path in (pair.image, pair.mask, *pair.outputs)]
+    for path in (*others, *(path for path, _ in found.ambiguous)):
+        if is_debug(path):
+            raise OptionError(f"a picture in {str(debug)!r} would replace {str(path)!r}; choose another --debug-dir")
     return replace(
         found,
         pairs=pairs,
         # What an earlier run wrote into a folder of inputs is not an input without a partner.
-        images_alone=[path for path in found.images_alone if os.path.realpath(path) not in written],
-        masks_alone=[path for path in found.masks_alone if os.path.realpath(path) not in written],
+        images_alone=[p for p in found.images_alone if os.path.realpath(p) not in written and not is_debug(p)],
+        masks_alone=[p for p in found.masks_alone if os.path.realpath(p) not in written and not is_debug(p)],
     )
 
 
@@ -136,9 +151,9 @@ def find_images(folder: Path, suffixes: Collection[str]) -> list[Path]:
     """Every image of a folder and its sub-folders, sorted by path: those of BIG's names where there are some, else all.
 
     A picture named like an output, `<name>_mask.png`, is left out where `<name>` is an image. Raises FileError where
-    there is no such folder, or no image in it.
+    there is no such folder, no image in it, or a sub-folder that cannot be read.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise FileError(f"{folder}: no such folder; give a folder of pictures")
     groups = _group(str(folder), suffixes, ())
     images = {key: paths for key, paths in groups.items() if _is_big(key[1], IMAGE_ENDING)} or groups
@@ -173,12 +188,23 @@ def _group(source: str, suffixes: Collection[str], closed: Iterable[Path]) -> di
 
 
 def _walk(root: Path, closed: Iterable[Path]) -> Iterator[Path]:
-    pruned = {os.path.realpath(path) for path in closed}
-    for folder, subfolders, files in os.walk(root):
-        subfolders[:] = [
-            sub for sub in subfolders if sub[0] != "." and os.path.realpath(os.path.join(folder, sub)) not in pruned
-        ]
-        yield from (Path(folder, file) for file in files if file[0] != ".")
+    """Files of a folder and its sub-folders; each is searched once, by a link where it has no name of its own there."""
+    done = {os.path.realpath(path) for path in closed} - {os.path.realpath(root)}
+    tops = [os.fspath(root)]
+    for top in tops:  # links are put behind it as they are met
+        if os.path.realpath(top) in done:
+            continue
+        for folder, subfolders, files in os.walk(top, onerror=_refuse):
+            done.add(os.path.realpath(folder))
+            paths = [os.path.join(folder, sub) for sub in subfolders if sub[0] != "."]
+            tops += filter(os.path.islink, paths)
+            subfolders[:] = [os.path.basename(path) for path in paths if os.path.realpath(path) not in done]
+            yield from (Path(folder, file) for file in files if file[0] != ".")
+
+
+def _refuse(error: OSError) -> None:
+    message = f"{error.filename}: cannot be searched ({error.strerror}); make it readable, or give quoted globs"
+    raise FileError(message) from error
 
 
 def _is_big(stem: str, ending: str) -> bool:
@@ -245,11 +271,11 @@ def _pair(image: Path, mask: Path, folder: PurePath) -> Pair:
 
 def _named(pair: Pair, output: Path | None, overlay: Path | None, probability: Path | None) -> Pair:
     folder = pair.mask.parent if output is None else output
-    if output is None or output.is_dir():
+    if output is None or os.path.isdir(output):
         output = folder / f"{pair.name}{OUTPUT_ENDING}"
     files = ((output, MASK_WRITTEN), (overlay, OVERLAY_WRITTEN), (probability, PROBABILITY_WRITTEN))
     for path, suffixes in files:
-        if path is not None and path.is_dir():
+        if path is not None and os.path.isdir(path):
             raise OptionError(f"{str(path)!r} is a folder; for one image give a file")
         if path is not None and path.suffix.lower() not in suffixes:
             remedy = ", or an existing folder" if path is output else ""
@@ -261,7 +287,7 @@ def _named_in_folders(pair: Pair, output: Path | None, overlay: Path | None, pro
     if output is None:
         raise OptionError("many images need a folder for their masks; give one with -o FOLDER")
     for path in (output, overlay, probability):
-        if path is not None and path.exists() and not path.is_dir():
+        if path is not None and os.path.exists(path) and not os.path.isdir(path):
             raise OptionError(f"{str(path)!r} is a file; for many images give a folder")
     return replace(
         pair,
@@ -275,6 +301,11 @@ def _identity(path: Path) -> tuple[int, int]:
     """The file behind links: equal for two names of one file."""
     status = os.stat(path)
     return status.st_dev, status.st_ino
+
+
+def _place(path: Path) -> str:
+    """Its name in the folder behind links."""
+    return os.path.join(os.path.realpath(path.parent), path.name)
 
 
 def _names(paths: Iterable[Path]) -> str:

@@ -20,6 +20,7 @@ LEAST = 256 * MIB  # threads' buffers, compiled kernels and libraries that are l
 SMALLEST = 256  # px; below, a tile is mostly halo
 PER_PIXEL = 26  # bytes per px of a picture in memory: itself, masks before and after, results, scaled copies
 PER_QUERY = 34  # bytes per query of a tile: selections, values before and after, guide
+PER_COARSE = 16  # of a coarse scale's, which has more of them on a tile, and most are not decoded
 WINDOWED = 64 * MIB  # decoded tiles of the files that are read by windows
 
 
@@ -94,9 +95,8 @@ def plan(
     cap = options.max_bytes
 
     def at(tile: int) -> Plan:
-        return Plan(
-            size, scales, tile, network.halo, windowed, picture, _working(network, scales, tile, dtype), cap, guidance
-        )
+        working = _working(network, scales, tile, dtype, full=options.coarse_decode == "full")
+        return Plan(size, scales, tile, network.halo, windowed, picture, working, cap, guidance)
 
     longest = max(max(s) for s in scales)
     if options.tile is not None:
@@ -109,7 +109,7 @@ def plan(
             chosen = at(tile)
     if cap is not None and chosen.peak > cap:
         remedy = "allow more" if options.tile is None else "allow more, or leave the tile's size open"
-        hint = "" if windowed else "; TIFF files can be refined by windows, which needs less"
+        hint = "" if windowed else "; TIFF files can be refined by windows with a .tif output, which needs less"
         raise OptionError(
             f"max_memory of {cap / GIB:.2f} GiB is too little for {size[0]} x {size[1]}: at least "
             f"{chosen.peak / GIB:.2f} GiB are needed; {remedy}{hint}"
@@ -117,11 +117,16 @@ def plan(
     return chosen
 
 
-def _working(network: Network, scales: tuple[tuple[int, int], ...], tile: int, dtype: torch.dtype) -> int:
-    """Bytes that refining the largest tile takes."""
+def _working(
+    network: Network, scales: tuple[tuple[int, int], ...], tile: int, dtype: torch.dtype, *, full: bool
+) -> int:
+    """Bytes that refining the largest tile takes; full: whether coarse scales have all pixels for queries."""
     last = scales[-1]
     encoded = math.prod(
         min(tile + 2 * network.halo + 4 * network.window, -(-n // network.window) * network.window) for n in last
     )
-    queries = math.prod(min(tile, n) for n in last)
-    return int(encoded * network.working * dtype.itemsize) + queries * PER_QUERY
+    queries = PER_QUERY * math.prod(min(tile, n) for n in last)
+    grids = [last] * len(scales) if full else [*scales[1:], last]
+    for size, grid in zip(scales, grids, strict=True):
+        queries = max(queries, PER_COARSE * math.prod(min(tile * m // n, m) for n, m in zip(size, grid, strict=True)))
+    return int(encoded * network.working * dtype.itemsize) + queries

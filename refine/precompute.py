@@ -17,6 +17,22 @@ from refine.io import IMAGE_SUFFIXES, PathLike, read_image
 from refine.pairs import find_images
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, for which torch, its backends and OpenCV each have a class or a text of their own."""
+    text = str(error).lower()
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or any(words in text for words in ("out of memory", "can't allocate memory", "insufficient memory"))
+    )
+
+
+def _reason(error: Exception) -> str:
+    if is_out_of_memory(error):
+        return "out of memory; --device cpu needs none of a GPU's, and a smaller picture less"
+    return str(error)
+
+
 @dataclass(frozen=True)
 class Done:
     """What became of one picture."""
@@ -86,13 +102,15 @@ class Precompute:
             started = time.perf_counter()
             try:
                 image = read_image(path, allow_large=self.allow_large)
-            except (FileError, InputError) as error:
-                yield Done(path, error=str(error))
+            except (FileError, InputError, MemoryError) as error:
+                yield Done(path, error=_reason(error))
                 continue
             try:
                 proposals, kept = self._found(image)
-            except InputError as error:  # what the source cannot see; a cache that fails, fails for all
-                yield Done(path, error=str(error))
+            except Exception as error:  # what the source cannot see; a cache that fails, fails for all
+                if not isinstance(error, InputError) and not is_out_of_memory(error):
+                    raise
+                yield Done(path, error=_reason(error))
                 continue
             yield Done(path, proposals, time.perf_counter() - started, kept)
 

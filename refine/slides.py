@@ -258,7 +258,7 @@ class MaskOf:
 
 
 def _check_is_tiff(head: bytes, name: str) -> None:
-    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+    if head[:4] in io.TIFF_HEADS:
         return
     known = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"BM": "BMP", b"RIFF": "WebP", b"\x93NUMPY": ".npy"}
     given = next((f"a {known[magic]} file" for magic in known if head.startswith(magic)), "of an unknown format")
@@ -516,7 +516,9 @@ class Workspace:
         data = self._journal.read()
         entries, end = _whole_lines(data)
         first = {"key": json.loads(json.dumps(key))}
-        if not entries and _line(first).startswith(data):  # killed before anything was done
+        torn = not entries and _line(first).startswith(data)
+        others = len(entries) == 1 and isinstance(entries[0], dict) and "key" in entries[0] and entries[0] != first
+        if torn or others:  # nothing was done yet
             self._clear()
             self._append(first)
             self._sync_folder()

@@ -19,14 +19,15 @@ def versions() -> dict[str, str]:
 
 def commit(root: Path = Path(__file__).parents[1]) -> str:
     """Of the checkout at ``root``, marked where files differ from it; empty where there is none, or no git."""
-    top = _git(root, "rev-parse", "--show-toplevel")
+    top = git(root, "rev-parse", "--show-toplevel")
     if top is None or Path(top) != root.resolve():  # inside another project's checkout
         return ""
-    head = _git(root, "rev-parse", "HEAD") or ""
-    return f"{head} and uncommitted changes" if head and _git(root, "status", "--porcelain", "-uno") else head
+    head = git(root, "rev-parse", "HEAD") or ""
+    return f"{head} and uncommitted changes" if head and git(root, "status", "--porcelain", "-uno") else head
 
 
-def _git(root: Path, *words: str) -> str | None:
+def git(root: Path, *words: str) -> str | None:
+    """What git prints in a folder, without the ends' white space; none where it fails, or there is none."""
     try:
         done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False, timeout=20)
     except (OSError, subprocess.TimeoutExpired):

@@ -1,6 +1,5 @@
 import json
 import subprocess
-import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import tifffile
 import torch
 
 import refine
@@ -17,6 +17,7 @@ from benchmarks.reference import ReferenceCRM
 from benchmarks.worker import REFERENCE, Case, Difference, Run, Task
 from refine import checkpoint
 from refine.loading import load_network
+from refine.memory import resident_set
 from refine.models import preset
 
 SHAPE = (6, 8)
@@ -164,7 +165,7 @@ class TestWorker:
     def test_more_memory_than_is_allowed_does_not_count(self, monkeypatch, folder):
         capped = Case("crm-s", "bfloat16", "default in 2GiB", SIZE)
         assert not measured(monkeypatch, folder, capped, spread())[0].fault
-        monkeypatch.setattr(worker, "peak_resident", lambda: worker.resident() + 3 * 2**30)
+        monkeypatch.setattr(worker, "peak_resident_set", lambda: resident_set() + 3 * 2**30)
         assert "MB, 2147 MB are allowed" in measured(monkeypatch, folder, capped, spread())[0].fault
 
     @pytest.mark.parametrize(("enough", "calls"), [(np.inf, 3), (1e-12, 1)])
@@ -245,25 +246,6 @@ def test_shares_are_of_all_scales():
     assert figures["encoded"] == 55 / 100
     assert figures["seconds"] == {"median": 2.0, "min": 1.0, "max": 4.0, "each": [2.0, 1.0, 4.0]}
     assert figures["memory"] == {"before": 100, "peak": 350, "over": 250, "planned": 300}
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere a peak counts from the parent's and stays")
-class TestPeak:
-    def test_that_of_a_child_does_not_begin_at_its_parents(self):
-        ballast = np.ones(400 * 2**20, np.uint8)
-        command = [sys.executable, "-c", "from benchmarks.worker import peak_resident; print(peak_resident())"]
-        child = subprocess.run(command, cwd=worker.ROOT, capture_output=True, text=True, check=True)
-        assert 0 < int(child.stdout) < ballast.nbytes / 2
-        assert worker.peak_resident() > ballast.nbytes
-
-    def test_it_can_be_forgotten(self):
-        before = worker.resident()
-        ballast = np.ones(400 * 2**20, np.uint8)
-        assert worker.peak_resident() - before > 0.9 * ballast.nbytes
-        size = ballast.nbytes
-        del ballast
-        worker.forget_peak()
-        assert worker.peak_resident() - before < 0.5 * size
 
 
 class TestCases:
@@ -350,6 +332,27 @@ def test_a_small_run_writes_results_that_can_be_read_and_compared(tmp_path, caps
         assert cv2.imread(str(tmp_path / f"{kind}-{name}.png")).std() > 10
     assert suite.main(["--compare", *[str(tmp_path / f"{kind}.json")] * 2]) == 0
     assert "no change of latency or memory by more than 10%" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "whole"),
+    [
+        ([], True),
+        (["--minutes", "19"], True),
+        (["--no-kernels"], False),
+        (["--repeats", "1"], False),
+        (["--weights-r50", "own.pth"], False),
+        (["--quick"], False),
+    ],
+)
+def test_only_the_whole_suite_goes_where_results_are_committed(monkeypatch, words, whole):
+    folders = []
+    monkeypatch.setattr(inputs, "generated", lambda sizes, _: {s: (np.zeros((*SHAPE, 3)), spread()) for s in sizes})
+    monkeypatch.setattr(suite, "kernels", lambda *_: [])
+    monkeypatch.setattr(suite, "measure", lambda *_, **__: {"weights": {}, "cases": [], "left_out": []})
+    monkeypatch.setattr(results, "write", lambda found, folder: folders.append(folder) or [])
+    assert suite.main(words) == 0
+    assert folders == [results.FOLDER if whole else worker.ROOT / "runs" / "benchmarks"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device that the test wants missing")
@@ -559,6 +562,41 @@ def test_a_slide_is_killed_and_goes_on_to_a_better_mask(tmp_path, capsys):
     assert json.loads(figures)["steps_done_before"] >= 1
     assert 0 < json.loads(figures)["over"] < 4 * 2**30
     assert found.startswith("IoU ")
+
+
+@pytest.fixture
+def at_once(monkeypatch, tmp_path):
+    """Calls the slide's command with a worker that finds the objects at once, and says what memory that took."""
+    monkeypatch.setattr(slide, "OBJECT", (80, 120))
+
+    def call(count: int, over: int) -> int:
+        def run(command, **_):
+            fine = np.zeros((200, 300), np.uint8)
+            for window, (_, truth, _) in slide.objects(fine.shape, count):
+                fine[window.slices] = truth
+            tifffile.imwrite(tmp_path / f"200x300-{count}" / "fine.tif", fine)
+            return subprocess.CompletedProcess(command, 0, json.dumps({"over": over}).encode())
+
+        monkeypatch.setattr(slide.subprocess, "run", run)
+        words = ["--size", "200x300", "--folder", str(tmp_path), "--max-memory", "4GiB"]
+        return slide.main([*words, "--objects", str(count)])
+
+    return call
+
+
+def test_a_slide_that_took_more_memory_than_allowed_fails(at_once, capsys):
+    assert at_once(1, 4 * 2**30) == 0
+    assert at_once(1, 99 * 2**30) == 1
+    assert capsys.readouterr().out.endswith("took 106300 MB, 4295 MB are allowed\n")
+
+
+def test_a_slide_of_another_number_of_objects_is_another(at_once, tmp_path):
+    for count in (1, 2):
+        at_once(count, 1)
+        coarse = np.zeros((200, 300), np.uint8)
+        for window, (_, _, mask) in slide.objects(coarse.shape, count):
+            coarse[window.slices] = mask * np.uint8(255)
+        np.testing.assert_array_equal(tifffile.imread(tmp_path / f"200x300-{count}" / "coarse.tif"), coarse)
 
 
 def test_patches_take_a_third_of_fusions_memory_and_change_no_latent():

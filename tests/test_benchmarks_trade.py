@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from benchmarks import choice, quality, trade, worker
+from benchmarks import choice, quality, results, trade, worker
+from refine import checkpoint
 from refine.config import Options
 from refine.evaluation.published import COARSE, PUBLISHED
 from refine.metrics import iou
@@ -167,6 +168,24 @@ def test_a_process_that_fails_says_how(tmp_path):
     assert isinstance(fault, str)
     assert fault.startswith("ended with code 1: ")
     assert "missing.npy" in fault
+
+
+@pytest.mark.parametrize(
+    ("words", "whole"),
+    [
+        ([], True),
+        (["--count", "6"], False),
+        (["--data", "HELDOUT"], False),
+        (["--choices", "dense"], False),
+        (["--weights", str(checkpoint.find("crm-s"))], False),
+    ],
+)
+def test_only_the_whole_run_goes_where_results_are_committed(refined, monkeypatch, words, whole):
+    folders = []
+    monkeypatch.setattr(trade, "measure", lambda *_, **__: refined[0])
+    monkeypatch.setattr(trade, "write", lambda run, folder: folders.append(folder) or [])
+    trade.main(words)
+    assert folders == [results.FOLDER if whole else worker.ROOT / "runs" / "benchmarks"]
 
 
 @pytest.mark.parametrize("words", [["--count", "0"], ["--threads", "0"], ["--choices", "denser"]])

@@ -1,6 +1,7 @@
 import hashlib
 import json
 import pickle
+import tomllib
 from collections import OrderedDict
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import torch
 
 from refine import checkpoint
 from refine.errors import FileError, WeightsError
+from refine.loading import load_network
+from refine.models import PRESETS
 
 SPEC = {"model": "crm-r50", "arguments": {"in_channels": 4}}
 
@@ -213,6 +216,29 @@ def test_an_import_that_does_not_fit_writes_nothing(tmp_path, state, shapes):
     with pytest.raises(WeightsError, match=r"crm\.pth: .* 2 missing"):
         checkpoint.import_published(source, destination, expected=shapes, spec=SPEC)
     assert not destination.exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"network": ["CRMSmall"]},
+        {"network": "Nope"},
+        {"arguments": {"in_channels": 4, "foo": 1}},
+        {"arguments": {"in_channels": "4"}},
+        {"arguments": {"in_channels": -4}},
+    ],
+    ids=str,
+)
+def test_a_specification_that_builds_no_network_is_refused_by_the_files_name(tmp_path, state, change):
+    path = tmp_path / "odd.safetensors"
+    checkpoint.save(path, state, spec=PRESETS["crm-s"].as_dict() | change)
+    with pytest.raises(WeightsError, match=r"odd\.safetensors: its specification builds no network \(.*made by refine"):
+        load_network("crm-s", path)
+
+
+def test_a_torch_is_required_whose_checkpoints_run_no_code():
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert {"torch>=2.6", "torchvision>=0.21"} <= set(project["dependencies"])
 
 
 def test_the_weights_folder_is_the_checkouts_or_the_packages():

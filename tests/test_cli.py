@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import subprocess
 import sys
 import types
@@ -187,6 +189,46 @@ def test_an_output_that_is_an_input_is_refused_before_anything_is_touched(run: R
     assert outcome.err.startswith("error: the output 'cat.png' would replace an input")
     assert Path("cat.png").read_bytes() == before
     assert engine.made == []
+
+
+def guided(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
+    """Words that ask for pictures of what guidance saw, of a refiner that has one."""
+    monkeypatch.setattr(Refined, "guidance", {"mask": np.zeros((4, 6, 3), np.uint8)}, raising=False)
+    monkeypatch.setattr(Engine, "open_proposals", lambda _: None, raising=False)
+    return ("--guidance", "sam-sr-v1", "--debug-dir")
+
+
+def test_pictures_of_what_guidance_saw_replace_nothing(
+    run: Run, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture("photo.png")
+    coarse("photo_mask.png")
+    before = Path("photo_mask.png").read_bytes()
+    words = ("photo.png", "photo_mask.png", "-o", "fine.png", *guided(engine, monkeypatch), ".")
+    assert run(*words).code == 0
+    assert Path("photo_mask.png").read_bytes() == before
+    assert sorted(path.name for path in Path().iterdir()) == [
+        "fine.png",
+        "photo.png",
+        "photo_mask.png",
+        "photo_saw_mask.png",
+    ]
+    Path("photo_mask.png").rename("photo_saw_mask.png")
+    assert_refused(run("photo.png", "photo_saw_mask.png", *words[2:]), 2, "would replace 'photo_saw_mask.png'")
+
+
+def test_pictures_of_what_guidance_saw_keep_their_sub_folders(
+    run: Run, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in "xy":
+        picture(f"i/{folder}/c_im.png")
+        coarse(f"i/{folder}/c_seg.png")
+    words = ("i", "-o", "out", *guided(engine, monkeypatch), "i/seen")
+    for _ in range(2):
+        outcome = run(*words)
+        assert (outcome.code, outcome.err) == (0, "2 refined, 0 skipped, 0 failed\n")
+    written = sorted(path.as_posix() for path in Path("i/seen").rglob("*.png"))
+    assert written == ["i/seen/x/c_saw_mask.png", "i/seen/y/c_saw_mask.png"]
 
 
 @pytest.mark.parametrize("missing", ["cat.png", "masks/coarse.png"])
@@ -610,8 +652,6 @@ class Entry:
 @pytest.fixture
 def checkpoint(fake: Fake) -> types.ModuleType:
     def import_published(source: Path, destination: Path, model: str = "crm-r50") -> None:
-        if not source.exists():
-            raise WeightsError(f"no such file: {source}")
         destination.write_text(f"{model} from {source}")
 
     fake("refine.loading", import_published=import_published)
@@ -666,7 +706,9 @@ def test_weights_import_never_replaces_the_checkpoint(run: Run, checkpoint: type
 
 def test_weights_import_of_a_bad_file_is_one_line(run: Run, checkpoint: types.ModuleType) -> None:
     outcome = run("weights", "import", "crm.pth")
-    assert (outcome.code, outcome.out, outcome.err) == (2, "", "error: no such file: crm.pth\n")
+    told = "is no file; give a published checkpoint (.pth)"
+    assert (outcome.code, outcome.out, outcome.err) == (2, "", f"error: crm.pth: {told}\n")
+    assert_refused(run("weights", "import", "."), 2, told)
 
 
 @pytest.mark.parametrize("words", [["weights", "nope"], ["weights", "import"], ["weights"]])
@@ -947,11 +989,13 @@ def test_a_stride_alone_asks_for_strided_decoding(run, engine):
     run("cat.png", "masks/coarse.png", "--first-pass", "everywhere")
     run("cat.png", "masks/coarse.png", "--decode", "contour", "--band", "9")
     run("cat.png", "masks/coarse.png", "--decode", "bbox", "--padding", "5", "--max-memory", "2GiB")
+    run("cat.png", "masks/coarse.png", "--padding", "5")
     assert engine.made == [
         {"decode": "strided", "stride": 4},
         {"decode": "strided", "first_pass": "everywhere"},
         {"decode": "contour", "band": 9},
         {"decode": "bbox", "padding": 5, "max_memory": "2GiB"},
+        {"decode": "bbox", "padding": 5},
     ]
 
 
@@ -964,11 +1008,39 @@ def test_a_stride_alone_asks_for_strided_decoding(run, engine):
         ),
         (["--decode", "dense", "--band", "4"], "it belongs to strided and contour"),
         (["--decode", "strided", "--padding", "4"], "it belongs to bbox"),
+        (["--stride", "4", "--padding", "4"], "--padding means nothing with --decode strided; it belongs to bbox"),
+        (["--padding", "4", "--band", "4"], "--band means nothing with --decode bbox"),
     ],
 )
 def test_an_option_of_another_policy_is_wrong_usage(run, words, told):
     picture_and_mask()
     assert_refused(run("cat.png", "masks/coarse.png", *words), 2, told)
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_a_band_alone_is_wrong_usage_where_the_models_own_policy_has_none(run, engine, dry):
+    picture_and_mask()
+    engine.spec = types.SimpleNamespace(cascade=types.SimpleNamespace(decode="dense"))
+    told = "--band means nothing with --decode dense; it belongs to strided and contour"
+    assert_refused(run("cat.png", "masks/coarse.png", "--band", "9", *dry), 2, told)
+    engine.spec.cascade.decode = "strided"
+    assert run("cat.png", "masks/coarse.png", "--band", "9").code == 0
+    assert engine.made[-1] == {"band": 9}
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--guidance", "sam-sr-v1", "--set", "groups=3"], "--set groups means nothing with sam-sr-v1; it belongs to"),
+        (["--guidance", "sam-sr-v1", "--set", "seed=3"], "it belongs to sam-sr-v2.1 and sam-sr-v2.2"),
+        (["--model", "crm-s+v2.2", "--set", "coverage=1"], "means nothing with sam-sr-v2.2; it belongs to sam-sr-v1"),
+        (["--set", "groups=3"], "--set groups belongs to guidance, and there is none"),
+    ],
+)
+def test_an_option_of_another_version_of_guidance_is_wrong_usage(run, engine, words, told):
+    picture_and_mask()
+    assert_refused(run("cat.png", "masks/coarse.png", *words), 2, told)
+    assert engine.made == []
 
 
 def test_the_help_tells_decode_stride_from_crop_stride(run):
@@ -989,6 +1061,129 @@ def test_a_dry_run_prints_the_plan_and_does_nothing(run):
     too_little = run(*words, "--max-memory", "1MB")
     assert too_little.code == 1
     assert "are needed" in too_little.err
+
+
+def test_a_dry_run_tells_ambiguous_images_as_the_run_does(run):
+    pairs("a", "b")
+    picture("i/a.jpg")
+    outcome = run("i", "m", "-o", "out", "--dry-run", "--device", "cpu")
+    assert outcome.code == 1
+    assert outcome.err.count("error: ") == 2
+    assert "4 x 6 (H x W), in memory" in outcome.out
+
+
+@pytest.mark.usefixtures("real")
+@pytest.mark.parametrize("name", ["turned.tif", "png.tif", "cmyk.tif"])
+def test_a_small_picture_that_has_no_windows_may_have_a_tiff_for_output(run, name):
+    scene()
+    colours = opened("disc.png")
+    tifffile.imwrite("turned.tif", np.rot90(colours), photometric="rgb", extratags=[(274, 3, 1, 6, True)])
+    Path("png.tif").write_bytes(Path("disc.png").read_bytes())
+    inks = np.dstack([255 - colours, np.zeros(colours.shape[:2], np.uint8)]).astype(np.uint16) * 257
+    tifffile.imwrite("cmyk.tif", inks, photometric="separated")
+    Image.open("coarse.png").save("coarse.tif")
+    words = (name, "coarse.tif", "-o", "fine.tif", "--device", "cpu")
+    dry = run(*words, "--dry-run")
+    assert (dry.code, dry.err) == (0, "")
+    assert "72 x 96 (H x W), in memory" in dry.out
+    assert run(*words).code == 0
+    assert opened("fine.tif").shape == (72, 96)
+
+
+@pytest.mark.usefixtures("real")
+def test_a_dry_run_reads_large_pictures_where_the_run_does(run, monkeypatch):
+    picture_and_mask()
+    monkeypatch.setattr("refine.io.MAX_PIXELS", 4 * 6 - 1)
+    words = ("cat.png", "masks/coarse.png", "--dry-run", "--device", "cpu")
+    assert_refused(run(*words), 1, "above the limit")
+    assert run(*words, "--allow-large").code == 0
+
+
+@pytest.mark.usefixtures("real")
+def test_a_large_tiff_that_has_no_windows_is_told_by_a_dry_run_too(run, monkeypatch):
+    scene()
+    tifffile.imwrite("turned.tif", np.rot90(opened("disc.png")), photometric="rgb", extratags=[(274, 3, 1, 6, True)])
+    Image.open("coarse.png").save("coarse.tif")
+    monkeypatch.setattr("refine.io.MAX_PIXELS", 72 * 96 - 1)
+    words = ("turned.tif", "coarse.tif", "-o", "fine.tif", "--device", "cpu")
+    assert_refused(run(*words), 1, "save it upright")
+    assert_refused(run(*words, "--dry-run"), 1, "save it upright")
+
+
+# What the system refuses
+
+
+@pytest.mark.parametrize("words", [["NAME.png", "m.png"], ["i.png", "NAME.png"], ["i.png", "m.png", "-o", "NAME.png"]])
+def test_a_name_that_is_too_long_is_one_line(run, engine, words):
+    picture("i.png")
+    coarse("m.png")
+    assert_refused(run(*(word.replace("NAME", "x" * 300) for word in words)), 1, "File name too long")
+
+
+def test_a_stem_too_long_for_its_output_fails_alone(run, engine):
+    pairs("a", "b" * 248)
+    Path("out").mkdir()
+    outcome = run("i", "m", "-o", "out", "--skip-existing")
+    assert outcome.code == 1
+    assert outcome.err.endswith("1 refined, 0 skipped, 1 failed\n")
+    assert [path.name for path in Path("out").iterdir()] == ["a_mask.png"]
+
+
+@pytest.mark.parametrize("locked", ["cat.png", "masks"])
+def test_what_may_not_be_looked_at_is_one_line(run, engine, monkeypatch, locked):
+    def look(path, **options):
+        if Path(locked) in (Path(path), Path(path).parent):
+            raise PermissionError(errno.EACCES, "Permission denied", os.fspath(path))
+        return os_stat(path, **options)
+
+    os_stat = os.stat
+    picture_and_mask()
+    monkeypatch.setattr(os, "stat", look)  # root may look at everything
+    outcome = run("cat.png", "masks/coarse.png", "-o", "fine.png")
+    monkeypatch.undo()
+    assert (outcome.code, outcome.out, outcome.err.count("\n")) == (1, "", 1)
+    assert "Permission denied" in outcome.err
+
+
+def test_what_the_system_refuses_anywhere_is_one_line(run, fake):
+    def run_demo(out: Path, **options: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "d/scene.png")
+
+    fake("refine.demo", run_demo=run_demo)
+    assert_refused(run("demo", "-o", "d"), 1, "No space left on device: 'd/scene.png'")
+
+
+def test_a_closed_pipe_is_left_to_the_interpreter(run, fake):
+    def run_demo(out: Path, **options: Any) -> None:
+        raise BrokenPipeError
+
+    fake("refine.demo", run_demo=run_demo)
+    with pytest.raises(BrokenPipeError):
+        run("demo", "-o", "d")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "name"),
+    [
+        ("utf-8:strict", b"caf\xe9.png"),
+        ("ascii", "caf\xe9.png".encode()),
+        ("latin-1", "\u65e5\u672c.png".encode()),
+        ("latin-1", "\U0001f408.png".encode()),
+    ],
+)
+def test_a_name_that_cannot_be_printed_stops_nothing(tmp_path, encoding, name):
+    for folder, kind in (("i", "RGB"), ("m", "L")):
+        (tmp_path / folder).mkdir()
+        for stem in (name, b"z.png"):
+            with open(os.path.join(os.fsencode(tmp_path / folder), stem), "wb") as file:
+                Image.new(kind, (6, 4)).save(file, "PNG")
+    words = [sys.executable, "-m", "refine.cli", "i", "m", "-o", "out", "--model", "coarse", "--skip-existing"]
+    environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONPATH": os.pathsep.join(sys.path)}
+    for extra in ([], ["--json"]):
+        done = subprocess.run([*words, *extra], capture_output=True, cwd=tmp_path, env=environment, check=False)
+        assert done.returncode == 0, done.stderr
+        assert len(done.stdout.splitlines()) == 2
+    assert {os.fsencode(json.loads(line)["image"]) for line in done.stdout.splitlines()} == {b"i/" + name, b"i/z.png"}
 
 
 def test_a_tiff_that_does_not_fit_is_refined_by_windows(run, monkeypatch):

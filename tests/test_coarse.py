@@ -16,7 +16,6 @@ from refine.training.coarse import (
     clicked_polygon,
     contour_perturbed,
     extra_parts,
-    gaps_filled,
     nearly_exact,
     network_like,
     parts_missing,
@@ -34,7 +33,6 @@ RANGES = {
     "contour": ((0.75, 1.0), (0.85, 0.95)),
     "missing": ((0.55, 0.99), (0.8, 0.95)),
     "extra": ((0.6, 0.99), (0.8, 0.95)),
-    "filled": ((0.6, 1.0), (0.85, 0.97)),
     "shifted": ((0.6, 0.99), (0.85, 0.97)),
     "blocky": ((0.65, 0.98), (0.8, 0.95)),
     "cascade": ((0.7, 0.99), (0.9, 0.98)),
@@ -188,30 +186,6 @@ def test_what_is_extra_leaks_or_lies_away_from_the_contour():
         for most in (0.02, 0.9)
     )
     assert little < much
-
-
-def test_what_is_filled_are_gaps_up_to_a_share():
-    given = np.zeros((200, 240), bool)
-    given[20:150, 60:85] = given[20:150, 105:130] = given[20:60, 60:180] = True  # two legs, a bar
-    given[180:190, 200:210] = True
-    between, aside = np.zeros_like(given), np.zeros_like(given)
-    between[65:140, 88:102] = aside[60:150, 10:40] = True
-    masks = [gaps_filled(given, rng(seed)) > 0.5 for seed in SEEDS]
-    assert 5 <= sum(mask[between].mean() > 0.9 for mask in masks) < len(SEEDS)
-    assert not any(mask[aside].mean() > 0.1 for mask in masks)
-    assert np.mean([mask[given].mean() for mask in masks]) > 0.85
-    little, much = (
-        np.mean([np.count_nonzero(gaps_filled(given, rng(seed), most=most) > 0.5) for seed in SEEDS])
-        for most in (0.02, 0.9)
-    )
-    assert little < much
-
-
-def test_a_disc_has_no_gap_to_fill(monkeypatch):
-    monkeypatch.setattr("refine.training.coarse._output", lambda seen, truth, rng: seen.astype(np.float32))
-    given = disc(60)
-    for seed in SEEDS:
-        assert iou(gaps_filled(given, rng(seed)) > 0.5, given) > 0.99
 
 
 def test_objects_are_seen_on_an_empty_ground():

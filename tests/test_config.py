@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from refine.config import DECODES, Cascade, Options, Spec
+from refine.config import DECODES, Cascade, Options, Spec, number
 from refine.errors import OptionError, WeightsError
 from refine.models import PRESETS
 
@@ -103,6 +103,24 @@ def test_a_specification_survives_json():
 def test_a_broken_specification_is_refused(broken):
     with pytest.raises(WeightsError, match="specification cannot be read"):
         Spec.from_dict(broken)
+
+
+@pytest.mark.parametrize("change", [{"arguments": odd} for odd in ([], "in_channels", None, [["in_channels", 4]])])
+def test_arguments_without_names_are_refused(change):
+    with pytest.raises(WeightsError, match=r"specification cannot be read \(arguments=.* have no names\)"):
+        Spec.from_dict(PRESETS["crm-s"].as_dict() | change)
+
+
+@pytest.mark.parametrize("scales", [["a"], [], 1.0, "1", [1, None], [0], [-1.0], [float("nan")]])
+def test_scales_that_are_no_numbers_are_refused(scales):
+    values = PRESETS["crm-s"].as_dict()
+    with pytest.raises(WeightsError, match="specification cannot be read"):
+        Spec.from_dict(values | {"cascade": values["cascade"] | {"scales": scales}})
+
+
+@pytest.mark.parametrize(("text", "value"), [("3", 3), ("3.0", 3.0), ("-1e3", -1000.0), ("inf", float("inf"))])
+def test_numbers_are_whole_where_they_are_written_so(text, value):
+    assert (number(text), type(number(text))) == (value, type(value))
 
 
 def test_the_last_scale_is_never_left_out():

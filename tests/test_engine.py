@@ -123,6 +123,41 @@ def test_every_size_is_refined_and_comes_back(refiner, size):
     np.testing.assert_array_equal(refined.mask, refined.probability > 0.5)
 
 
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("policy", [{"decode": "dense"}, {"decode": "contour", "first_pass": "everywhere"}])
+def test_what_a_scale_left_empty_stays_empty(refiner, monkeypatch, keep, policy):
+    """As published: p is 0 at every scale whose mask is empty."""
+    image, mask = scene(np.random.default_rng(1), 300, 800)
+    asked, decode = [], refine.Refiner._decode
+
+    def nothing_at_first(self, view, *more):
+        asked.append(view.size)
+        if view.size == asked[0]:
+            *_, out, _ = more
+            out[...] = 0
+        else:
+            decode(self, view, *more)
+
+    monkeypatch.setattr(refine.Refiner, "_decode", nothing_at_first)
+    found = refiner.refine(image, mask, keep_scales=keep, **policy)
+    assert set(asked) == {asked[0]}
+    assert len(found.report.scales) == 1
+    assert not found.probability.any()
+    assert any("nothing of the mask was left" in warning for warning in found.report.warnings)
+    if keep:
+        assert len(found.scales) > 1
+        assert not any(p.any() for p in found.scales.values())
+
+
+def test_the_guard_reads_evenly_spread_queries(refiner):
+    frame = Frame(*(Held(plane) for plane in pair(64, 90)), refiner.spec.cascade, refiner.device)
+    for guard, keep in ((True, False), (False, True), (True, True)):
+        options = refiner._chosen({"decode": "dense", "coarse_decode": "full", "guard": guard, "keep_scales": keep})
+        grid = refiner._grid(frame, frame.scaled(1 / 8), frame.scaled(1 / 4), options)
+        assert grid.shape == frame.size
+        assert grid.samples is None
+
+
 @pytest.mark.parametrize("size", [(1, 1), (40, 50)])
 def test_an_empty_mask_is_returned_with_a_warning(refiner, size):
     image, _ = pair(*size)

@@ -115,6 +115,35 @@ def test_a_killed_run_goes_on_where_it_was(refiner, files, tmp_path):
     assert not (tmp_path / "out.tif.work").exists()
 
 
+def test_a_call_that_failed_before_it_did_anything_leaves_nothing_in_the_way(refiner, files, tmp_path):
+    mask, out = tmp_path / "seg.tif", tmp_path / "out.tif"
+    tifffile.imwrite(mask, np.arange(460 * 700, dtype=np.uint8).reshape(460, 700) % 9)
+    with pytest.raises(InputError):
+        refiner.refine_file(files[0], mask, out)
+    tifffile.imwrite(mask, read_mask(files[1]))
+    refiner.refine_file(files[0], mask, out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.tif", "seg.tif"]
+
+
+def test_numbers_of_numpy_are_options_too(refiner, files, tmp_path):
+    refiner.refine_file(*files, tmp_path / "a.tif", stride=np.int64(4), lean=np.float32(0.5))
+    refiner.refine_file(*files, tmp_path / "b.tif", stride=4, lean=0.5)
+    np.testing.assert_array_equal(stored(tmp_path / "a.tif"), stored(tmp_path / "b.tif"))
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_an_input_is_never_written_over(refiner, files, tmp_path, which):
+    copies = [tmp_path / path.name for path in files]
+    for path, copy in zip(files, copies, strict=True):
+        copy.write_bytes(path.read_bytes())
+    (tmp_path / "link.tif").symlink_to(copies[which])
+    before = copies[which].read_bytes()
+    for out in (copies[which], tmp_path / "link.tif"):
+        with pytest.raises(OptionError, match="is an input"):
+            refiner.refine_file(*copies, out)
+    assert copies[which].read_bytes() == before
+
+
 def test_the_work_of_other_options_is_not_taken_for_this_ones(refiner, files, tmp_path):
     class Stop(Exception):
         pass

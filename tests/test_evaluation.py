@@ -8,8 +8,9 @@ from conftest import brighter, dot, write_set
 from PIL import Image
 
 from refine.errors import FileError, InputError, OptionError
-from refine.evaluation import evaluate, find_items, find_sets, find_work, score, summarise, table
+from refine.evaluation import evaluate, find_items, find_sets, find_work, score, summarise
 from refine.evaluation.items import as_binary
+from refine.evaluation.tables import set_table
 from refine.io import write_mask
 from refine.metrics import Harm, harm
 
@@ -41,6 +42,8 @@ def test_sets_are_a_folder_or_its_sub_folders(tmp_path):
     (tmp_path / "all" / "notes").mkdir()
     assert find_sets([tmp_path / "all"]) == [one, two]
     assert find_sets([two, one]) == [two, one]
+    write_set(one / "cropped")
+    assert find_sets([one]) == [one]
 
 
 def test_missing_files_and_folders_are_named(tmp_path):
@@ -84,7 +87,7 @@ def test_a_refiner_that_finds_the_object_scores_full_marks(tmp_path):
 
 def test_the_table_has_a_row_a_set(tmp_path):
     rows = evaluate([write_set(tmp_path / "one"), write_set(tmp_path / "two")], lambda image, mask: mask > 0.5)
-    lines = table(rows).split("\n\n")[0].splitlines()
+    lines = set_table(rows).markdown().split("\n\n")[0].splitlines()
     assert [line.split("|")[1].strip() for line in lines[2:]] == ["one", "two"]
     assert len({line.count("|") for line in lines}) == 1
     assert len({len(line) for line in lines}) == 1  # columns are aligned
@@ -114,7 +117,7 @@ def test_harm_is_measured_pooled_and_averaged(tmp_path):
     (summary,) = summarise(rows)
     assert summary.far == pytest.approx(100 * sum(row.harm.far_px for row in rows) / (3 * area))
     assert (summary.fragments, summary.holes, summary.lost) == (1, pytest.approx(1 / 3), 2)
-    cells = [cell.strip() for cell in table(rows).splitlines()[2].split("|")]
+    cells = [cell.strip() for cell in set_table(rows).markdown().splitlines()[2].split("|")]
     assert cells[7:10] == [f"{summary.far:.3f}", "1.0/0.3", "2"]
 
 
@@ -123,7 +126,7 @@ def test_a_set_with_a_picture_from_before_harm_was_measured_has_no_figures_of_it
     rows[1] = replace(rows[1], harm=None)
     (summary,) = summarise(rows)
     assert {summary.far, summary.fragments, summary.holes, summary.lost} == {None}
-    cells = [cell.strip() for cell in table(rows).splitlines()[2].split("|")]
+    cells = [cell.strip() for cell in set_table(rows).markdown().splitlines()[2].split("|")]
     assert cells[7:10] == ["-", "-/-", "-"]
 
 
@@ -134,7 +137,7 @@ def test_the_pictures_own_iou_stands_beside_the_pooled_one(tmp_path):
     own = [row.coarse.iou for row in rows]
     assert summary.own_iou_coarse == pytest.approx(100 * np.mean(own))
     assert summary.iou_coarse > summary.own_iou_coarse + 10
-    assert f"{summary.own_iou_coarse:.2f} to 100.00" in table(rows)
+    assert f"{summary.own_iou_coarse:.2f} to 100.00" in set_table(rows).markdown()
 
 
 def test_costs_are_a_mean_and_a_highest_where_all_pictures_have_them(tmp_path):
@@ -142,7 +145,7 @@ def test_costs_are_a_mean_and_a_highest_where_all_pictures_have_them(tmp_path):
     rows = [replace(row, seconds=i, peak_memory=i * 10**6) for i, row in enumerate(rows, start=1)]
     (summary,) = summarise(rows)
     assert (summary.seconds, summary.peak_memory) == (1.5, 2_000_000)
-    assert table(rows).splitlines()[2].split("|")[-3:-1] == [" 1.50    ", " 2       "]
+    assert set_table(rows).markdown().splitlines()[2].split("|")[-3:-1] == [" 1.50    ", " 2       "]
     (summary,) = summarise([replace(rows[0], seconds=None, peak_memory=None), rows[1]])
     assert (summary.seconds, summary.peak_memory) == (None, None)
 
@@ -156,8 +159,14 @@ def test_the_limit_takes_the_first_pictures_of_each_set(tmp_path):
 
 def test_two_sets_of_one_name_are_refused(tmp_path):
     sets = [write_set(tmp_path / "x" / "set"), write_set(tmp_path / "y" / "set")]
-    with pytest.raises(OptionError, match="'set'"):
+    with pytest.raises(OptionError, match="2 sets are called 'set' and would share files"):
         evaluate(sets, brighter)
+
+
+def test_two_sets_whose_masks_would_share_a_folder_are_refused(tmp_path):
+    sets = [write_set(tmp_path / name) for name in ("a b", "c", "a-b")]
+    with pytest.raises(OptionError, match="2 sets are called 'a b' and 'a-b' and would share files"):
+        find_work(sets)
 
 
 @pytest.mark.parametrize("truth", [dot() * np.uint8(1), np.where(dot(), 129, checkers(127, 128)), dot()])

@@ -148,6 +148,15 @@ def test_evaluations_of_other_pictures_are_not_compared(tmp_path):
         compare(others, fewer)
 
 
+def test_evaluations_of_other_coarse_masks_or_truths_are_not_compared(tmp_path):
+    base, run = write_base(tmp_path / "base"), write_base(tmp_path / "run")
+    path = run / "items.jsonl"
+    first, *others = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([first.replace('"union_coarse": 2', '"union_coarse": 3'), *others]))
+    with pytest.raises(OptionError, match=r"base' and .*run' have different coarse masks or truths of one/a; compare"):
+        compare(base, run)
+
+
 def test_a_folder_without_lines_is_told(tmp_path):
     with pytest.raises(FileError, match=r"no items\.jsonl to read in .*absent"):
         read_rows(tmp_path / "absent")
@@ -219,12 +228,16 @@ def test_of_a_variant_the_newest_weights_and_lines_count(tmp_path):
     assert read_rows(path.parent) == read_rows(run.parent)
 
 
-def test_a_picture_that_failed_is_no_row(tmp_path):
+@pytest.mark.parametrize("name", ["z", "b"])
+def test_a_picture_that_failed_when_last_measured_is_no_row(tmp_path, name):
     path = write_base(tmp_path / "base") / "items.jsonl"
-    failed = {"variant": "", "key": "", "stamp": "", "set": "one", "name": "z", "error": "no such file"}
+    failed = {"variant": "", "key": "", "stamp": "", "set": "one", "name": name, "error": "no such file"}
     rows = read_rows(path.parent)
     path.write_text(path.read_text() + json.dumps(failed) + "\n")
-    assert read_rows(path.parent) == rows
+    assert read_rows(path.parent) == [row for row in rows if (row.set, row.name) != ("one", name)]
+    path.write_text(json.dumps(failed) + "\n")
+    with pytest.raises(FileError, match="holds no pictures"):
+        read_rows(path.parent)
 
 
 def test_what_cannot_be_compared_is_one_line_and_an_exit_code(tmp_path, monkeypatch, capsys):

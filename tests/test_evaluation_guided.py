@@ -1,4 +1,4 @@
-"""What is timed of a guided refiner: its warm-up asks for nothing that guides."""
+"""The warm-up before what is timed: it runs all that is timed, and asks for nothing that guides."""
 
 import numpy as np
 import pytest
@@ -7,8 +7,10 @@ from test_engine import lively_weights
 
 from refine.evaluation.items import Item
 from refine.evaluation.variants import Refining
+from refine.evaluation.warm_up import SIZE
 from refine.guidance import Proposal, Proposals
 from refine.guidance.cache import Cache, Cached
+from refine.models import preset
 
 TRUTH = disc((60, 80), 20)
 IMAGE = photographed(TRUTH)
@@ -34,6 +36,10 @@ class Asked:
     def embedding(self, image):
         self.pictures.append(image.shape)
         return features_of(image.shape[:2])
+
+
+def test_a_warm_up_runs_a_scale_whose_mask_was_refined_before():
+    assert len(preset("crm-s").cascade.at(*SIZE)) > 1
 
 
 @pytest.mark.parametrize("version", ["sam-sr-v1", "sam-sr-v2.1", "sam-sr-v2.2", "sam-sr-v3.2"])

@@ -113,17 +113,39 @@ def test_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 def test_the_quality_table_has_the_thesis_form():
-    rows = {
-        "dense": [row(), row("b", 80, 95), row("a", 70, 72, mba=(50, 60), set_="two")],
-        "bbox": [row(), row("b", 80, 75)],
-    }
+    two = row("a", 70, 72, mba=(50, 60), set_="two")
+    rows = {"dense": [row(), row("b", 80, 95), two], "bbox": [row(), row("b", 80, 75), two]}
     assert quality_table(rows).markdown().splitlines() == [
         "| IoU/mBA       | Coarse Mask | dense       | bbox        |",
         "| ------------- | ----------- | ----------- | ----------- |",
         "| one           | 85.00/60.00 | 95.00/70.00 | 85.00/70.00 |",
-        "| two           | 70.00/50.00 | 72.00/60.00 | -           |",
-        "| Avg. Improve. | 0.00/0.00   | 6.00/10.00  | 0.00/10.00  |",
+        "| two           | 70.00/50.00 | 72.00/60.00 | 72.00/60.00 |",
+        "| Avg. Improve. | 0.00/0.00   | 6.00/10.00  | 1.00/10.00  |",
     ]
+
+
+def test_variants_are_compared_on_the_pictures_that_all_of_them_have():
+    two = row("a", 70, 72, mba=(50, 60), set_="two")
+    rows = {"dense": [row(), row("b", 80, 95), two], "bbox": [row("b", 80, 75), row("c")]}
+    assert quality_table(rows).markdown().splitlines() == [
+        "| IoU/mBA       | Coarse Mask | dense       | bbox        |",
+        "| ------------- | ----------- | ----------- | ----------- |",
+        "| one           | 80.00/60.00 | 95.00/70.00 | 75.00/70.00 |",
+        "| Avg. Improve. | 0.00/0.00   | 15.00/10.00 | -5.00/10.00 |",
+        "",
+        "1 of 4 pictures: those that every variant has.",
+    ]
+    table = quality_table({"dense": [row()], "bbox": [row("b")]})
+    assert [line[0] for line in table.lines] == ["Avg. Improve."]
+    assert table.note == "0 of 2 pictures: those that every variant has."
+
+
+def test_the_report_counts_pictures_that_failed_not_failures(tmp_path, run: Run, fake_refiner):
+    (write_set(tmp_path / "data") / "b_gt.png").unlink()
+    assert run("evaluate", "data", "--model", "crm-s,coarse", "-o", "out").code == 1
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "Pictures that failed: 1." in text
+    assert "in no table" not in text
 
 
 def test_published_figures_stand_beside_bigs_sets_alone():
@@ -188,8 +210,9 @@ def test_crops_lie_where_the_masks_differ_and_apart():
     truth = np.zeros((300, 400), bool)
     coarse = truth.copy()
     coarse[40:60, 300:330] = coarse[200:210, 50:60] = True
-    windows = list(crop_windows(coarse, truth, truth, count=3, side=100))
+    windows = list(crop_windows(coarse, truth, truth, count=3))
     assert len(windows) == 2
+    assert {(rows.stop - rows.start, columns.stop - columns.start) for rows, columns in windows} == {(96, 96)}
     assert coarse[windows[0]].sum() == 600
     assert coarse[windows[1]].sum() == 100
     assert not list(crop_windows(truth, truth, truth, count=3))

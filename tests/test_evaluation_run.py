@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from conftest import FakeRefiner, Run, dot, write_set
 
+from refine.config import Options
 from refine.errors import FileError, OptionError
-from refine.evaluation import evaluate_command, find_sets, find_work, measure, read_rows
+from refine.evaluation import evaluate_command, find_sets, find_work, measure, read_rows, score
 from refine.evaluation.variants import Refining, Written, check_labels, key
 
 FAKE = {"model": "crm-s"}
@@ -16,7 +17,9 @@ pytestmark = pytest.mark.usefixtures("fake_refiner")
 
 
 def lines_of(out):
-    return [json.loads(line) for line in (out / "items.jsonl").read_text().splitlines()]
+    """Those of pictures, not those that a run begins with."""
+    lines = [json.loads(line) for line in (out / "items.jsonl").read_text().splitlines()]
+    return [line for line in lines if "begun" not in line]
 
 
 def measured(folder, out=None, choice=FAKE):
@@ -119,6 +122,42 @@ def test_other_weights_devices_and_types_are_measured_again(tmp_path, monkeypatc
     measured(folder, out)
     assert len(FakeRefiner.seen) == 3
     assert len(list(out.glob("masks/*/set/b_mask.png"))) == 2  # those of before are still there
+
+
+def test_the_weights_of_the_last_run_count_though_its_rows_were_there(tmp_path, monkeypatch):
+    folder, out = write_set(tmp_path / "set"), tmp_path / "out"
+    made, weights = FakeRefiner.__init__, []
+
+    def other(self, **options):
+        made(self, **options)
+        self.weights_sha256 = weights[-1]
+
+    monkeypatch.setattr(FakeRefiner, "__init__", other)
+    rows = []
+    for name in "ABA":
+        weights.append(name)
+        rows.append(measured(folder, out).rows["crm-s"])
+        assert read_rows(out) == rows[-1]
+    assert rows[0] == rows[2] != rows[1]
+
+
+def test_rows_keep_the_commit_that_measured_them(tmp_path, run: Run, monkeypatch):
+    folder = write_set(tmp_path / "set", names=("a",))
+    for commit, added in (("c1", "b"), ("c2", "c")):
+        monkeypatch.setattr("refine.evaluation.run.commit", lambda commit=commit: commit)
+        assert run("evaluate", "set", "-o", "out").code == 0
+        for path in folder.glob("a_*"):
+            (folder / path.name.replace("a_", f"{added}_")).write_bytes(path.read_bytes())
+    assert [(row.name, row.commit) for row in read_rows(tmp_path / "out")] == [("a", "c1"), ("b", "c2")]
+    assert "c1, c2" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_other_defaults_are_measured_again(monkeypatch):
+    keys = []
+    for options in (Options(), Options(band=12), Options(band=12, lean=0.5)):
+        monkeypatch.setattr(FakeRefiner, "options", options, raising=False)
+        keys.append(key(Refining({**FAKE, "lean": 0.5})))
+    assert keys[0] != keys[1] == keys[2]  # the lean was given
 
 
 def test_other_options_are_another_variant():
@@ -252,8 +291,7 @@ def test_masks_lie_in_sub_folders_called_like_the_sets(tmp_path):
     write_masks(tmp_path / "theirs" / "two", {"a_mask.png": 44})
     rows = measure(work, [Written(tmp_path / "theirs", work)]).rows["theirs"]
     assert rows[0].refined.iou == 1
-    assert rows[1].refined == rows[1].refined
-    assert 0.5 < rows[1].refined.iou < 1
+    assert rows[1].refined == score(dot(44), dot())
 
 
 def test_a_picture_without_their_mask_fails_alone(tmp_path):

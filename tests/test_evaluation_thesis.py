@@ -101,6 +101,17 @@ def test_a_table_by_cost_stands_beside_the_printed_one():
 
 
 @pytest.mark.usefixtures("unguided")
+def test_methods_are_compared_on_the_pictures_that_all_of_them_have():
+    thesis = Thesis("thesis-4.2", CHOICE)
+    (row,) = rows_of(["big_psp"])
+    measured = found(thesis, [row, replace(row, name="b", seconds=9.0)])
+    measured.rows["contour"] = [row]
+    table = thesis.result(measured)
+    assert {line[1] for line in table.lines} == {"2.00"}
+    assert table.note.startswith("1 of 2 pictures: those that every variant has. Published")
+
+
+@pytest.mark.usefixtures("unguided")
 def test_a_table_of_memory_is_in_gib():
     thesis = Thesis("thesis-4.1", CHOICE)
     (row,) = rows_of(["big_psp"])

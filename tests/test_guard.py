@@ -1,3 +1,4 @@
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -201,7 +202,7 @@ def test_stopped_while_it_gives_back_and_run_again_it_is_the_same(tmp_path, monk
 
             def counted(step, *arrays, **more):
                 nonlocal left
-                left -= step.startswith("guard doubts")
+                left -= step.startswith("guard-doubts-1 ")
                 if left < 0:
                     raise Stop
                 mark(step, *arrays, **more)
@@ -215,17 +216,66 @@ def test_stopped_while_it_gives_back_and_run_again_it_is_the_same(tmp_path, monk
     np.testing.assert_array_equal(run(), doubted(first, later)[0])
 
 
-def test_an_object_like_the_one_is_left_alone_and_the_report_says_so():
+@pytest.mark.parametrize("stop", range(1, 9))
+def test_guarded_scales_that_are_gone_through_again_stay_as_they_are(tmp_path, monkeypatch, stop):
+    """What is doubted cuts off a part, which has no hold in the coarse mask then."""
+    for name in ("refine.guard.BAND", "refine.planes.BAND"):
+        monkeypatch.setattr(name, 700)
+    beyond, loose = (16, 48, 88, 120), (60, 90, 90, 120)
+    first, later = likely((BESIDE, 0.1), (beyond, 0.1)), likely((BESIDE, 0.8), (beyond, 0.95), (loose, 0.9))
+
+    class Stop(Exception):
+        """In the place of a kill."""
+
+    def run(folder, left=10**9):
+        with Workspace(tmp_path / folder, {"job": 1}) as store:
+            p = store.array("p", SIZE, np.float32)
+            if not store.done("scale"):
+                p[...] = later
+                store.mark("scale", p)
+            guard, mark = guard_of(boxes(OBJECT), store), store.mark
+            guard.compare(Held(first))
+
+            def counted(step, *arrays, **more):
+                nonlocal left
+                mark(step, *arrays, **more)
+                left -= 1
+                if not left:
+                    raise Stop
+
+            monkeypatch.setattr(store, "mark", counted)
+            counts = guard.take_back(Held(p), "1"), guard.doubt(Held(p), "1")
+            return np.array(p), counts
+
+    whole, counts = run("whole")
+    assert min(counts) > 0
+    assert (whole[Window(*beyond).slices][:, 8:] > 0.5).all()
+    with pytest.raises(Stop):
+        run("parts", stop)
+    for _ in range(2):
+        again, recounted = run("parts")
+        np.testing.assert_array_equal(again, whole)
+        assert recounted == counts
+
+
+def test_an_object_like_the_one_is_left_alone_and_the_report_says_so(monkeypatch):
     """Two discs of one colour, of which the coarse mask has one."""
     y, x = np.mgrid[:256, :384]
     left, right = np.hypot(y - 128, x - 100) < 50, np.hypot(y - 128, x - 290) < 50
     noise = np.random.default_rng(0).integers(0, 20, (256, 384, 3))
     image = (np.where((left | right)[..., None], (60, 150, 40), (120, 90, 60)) + noise).astype(np.uint8)
     refiner = Refiner()
+
+    def decode(self, view, window, core, before, selection, options, tile, counts, out, lean):
+        both = cv2.resize((left | right).astype(np.float32), view.grid[::-1], interpolation=cv2.INTER_NEAREST)
+        out[...] = both[core.slices]
+
+    monkeypatch.setattr(Refiner, "_decode", decode)  # a network that takes the other one along
     kept, free = (refiner.refine(image, left, guard=guard, decode="dense") for guard in (True, False))
+    assert free.mask[right].all()
     assert not kept.mask[right].any()
-    taken = sum(scale.taken_back for scale in kept.report.scales)
-    assert (taken > 0) == bool(free.mask[right].any())
+    assert kept.mask[left].all()
+    assert sum(scale.taken_back for scale in kept.report.scales) >= np.count_nonzero(right) / 4
     assert all(scale.taken_back == 0 for scale in free.report.scales)
 
 

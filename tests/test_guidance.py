@@ -359,7 +359,7 @@ def test_the_command_line_guides_and_shows_what_guidance_saw(cache, files, run):
     assert done.code == 0, done.err
     assert '"version": "sam-sr-v1"' in done.out
     assert {path.name for path in Path("debug").iterdir()} == {
-        f"image_{name}.png" for name in ("proposals", "kept", "dropped", "mask")
+        f"image_saw_{name}.png" for name in ("proposals", "kept", "dropped", "mask")
     }
 
 

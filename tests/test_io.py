@@ -1,5 +1,6 @@
 import io as streams
 import os
+import re
 import stat
 import struct
 import threading
@@ -78,6 +79,7 @@ def test_exif_orientation_is_applied_to_images_and_masks(tmp_path, orientation, 
         want = np.asarray(opened if format == "TIFF" else ImageOps.exif_transpose(opened))  # Pillow turns a TIFF itself
         np.testing.assert_array_equal(io.read_image(tmp_path / "a"), want)
         np.testing.assert_array_equal(io.read_mask(tmp_path / "a"), want[..., 0])
+        assert io.read_size(tmp_path / "a") == want.shape[:2]
     if format != "TIFF":
         with Image.open(tmp_path / "a") as opened:
             np.testing.assert_array_equal(io.read_image(opened), want)
@@ -299,6 +301,20 @@ def test_numpy_files_are_masks_and_not_images(tmp_path):
         io.read_mask(tmp_path / "b.npy")
 
 
+@pytest.mark.parametrize("shape", [(3, 4, 1), (3, 4, 3), (3, 4, 4), (1, 4), (2, 2)])
+def test_a_numpy_file_of_equal_channels_is_a_mask(tmp_path, shape):
+    np.save(tmp_path / "a.npy", np.ones(shape, np.uint8))
+    assert io.read_mask(tmp_path / "a.npy").shape == shape[:2]
+
+
+@pytest.mark.parametrize("shape", [(), (6,), (3, 4, 2), (3, 4, 6), (3, 5, 6), (1, 5, 6), (2, 3, 4, 1)])
+def test_a_numpy_file_of_another_shape_is_refused_by_its_shape(tmp_path, shape):
+    np.save(tmp_path / "a.npy", np.ones(shape, np.uint8))
+    message = f"a.npy: shape {shape} is no mask; accepted are (H, W) and (H, W, 1)"
+    with pytest.raises(InputError, match=re.escape(message)):
+        io.read_mask(tmp_path / "a.npy")
+
+
 # ------------------------------------------------------------------------------------------------------ what is wrong
 
 
@@ -391,6 +407,16 @@ def test_300_megapixels_are_refused_before_decoding(tmp_path, read):
         read(tmp_path / "bomb.tif")
 
 
+@pytest.mark.parametrize("read", [io.read_image, io.read_mask, io.read_size])
+def test_a_small_tiff_of_a_huge_tile_is_refused_before_decoding(tmp_path, read):
+    tifffile.imwrite(tmp_path / "bomb.tif", noise(64, 64), tile=(64, 64), compression="zlib")
+    with tifffile.TiffFile(tmp_path / "bomb.tif", mode="r+") as file:
+        file.pages[0].tags["TileWidth"].overwrite(16384)
+        file.pages[0].tags["TileLength"].overwrite(16384)
+    with pytest.raises(FileError, match=r"bomb\.tif: each tile: 16384 x 16384 are 268 megapixels, above the limit"):
+        read(tmp_path / "bomb.tif")
+
+
 @pytest.mark.parametrize("format", FORMATS)
 def test_allow_large_reads_what_is_above_the_limit(tmp_path, monkeypatch, format):
     Image.fromarray(noise(20, 30, 3)).save(tmp_path / "a", format)
@@ -398,6 +424,9 @@ def test_allow_large_reads_what_is_above_the_limit(tmp_path, monkeypatch, format
     with pytest.raises(FileError, match="allow_large"):
         io.read_image(tmp_path / "a")
     assert io.read_image(tmp_path / "a", allow_large=True).shape == (20, 30, 3)
+    with pytest.raises(FileError, match="allow_large"):
+        io.read_size(tmp_path / "a")
+    assert io.read_size(tmp_path / "a", allow_large=True) == (20, 30)
     with Image.open(tmp_path / "a") as picture:
         with pytest.raises(FileError, match="image: 30 x 20"):
             io.read_image(picture)

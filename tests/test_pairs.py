@@ -1,3 +1,4 @@
+import errno
 import os
 from pathlib import Path
 
@@ -260,6 +261,66 @@ def test_an_image_and_a_mask_that_are_named_like_outputs_stay_a_pair() -> None:
     assert [name for *_, name in seen(find("i", "m"))] == ["cat", "cat_mask"]
     with pytest.raises(OptionError, match="would replace an input"):
         outputs(find("i", "m"), "m")
+
+
+@pytest.mark.parametrize("name", ["photo_saw_mask.png", "d/../photo_saw_kept.png"])
+def test_a_debug_picture_never_replaces_an_input_or_an_output(name: str) -> None:
+    touch("photo.jpg", "m.png", "d/x", "photo_saw_mask.png", "photo_saw_kept.png")
+    with pytest.raises(OptionError, match=r"would replace .*photo_saw_.*; choose another --debug-dir"):
+        outputs(find("photo.jpg", name), "fine.png", debug=Path())
+    with pytest.raises(OptionError, match="would replace"):
+        outputs(find("photo.jpg", "m.png"), name, debug=Path())
+    assert outputs(find("photo.jpg", name), "fine.png", debug=Path("d")) == ["fine.png"]
+
+
+def test_debug_pictures_of_an_earlier_run_are_no_inputs_without_partner() -> None:
+    touch("i/a/cat_im.jpg", "i/a/cat_saw_kept.png", "i/cat_saw_kept.png", "m/a/cat_seg.png")
+    assert with_outputs(find("i", "m"), Path("out"), debug=Path("i")).images_alone == [Path("i/cat_saw_kept.png")]
+
+
+def test_linked_folders_are_searched_too() -> None:
+    touch("far/cat.jpg", "i/dog.jpg", "m/dog.png", "m/link/cat.png")
+    Path("i/link").symlink_to(Path("far").resolve())
+    assert [name for *_, name in seen(find("i", "m"))] == ["dog", "link/cat"]
+
+
+def test_a_folder_is_searched_once_whatever_links_lead_to_it() -> None:
+    touch("in/b/cat.jpg", "far/dog.jpg")
+    links = {"in/a": "in/b", "in/b/up": "in", "in/b/self": "in/b", "in/z": "far", "in/y": "far", "far/back": "in"}
+    for link, target in links.items():
+        Path(link).symlink_to(Path(target).resolve())
+    found = images("in")
+    assert found.count("in/b/cat.jpg") == 1
+    assert len(found) == 2
+
+
+def test_a_linked_output_folder_is_not_searched() -> None:
+    touch("i/cat.jpg", "m/cat.png", "out/cat_mask.png")
+    Path("i/out").symlink_to(Path("out").resolve())
+    assert find("i", "m", (Path("out"),)).images_alone == []
+
+
+@pytest.mark.parametrize("folder", ["in", "in/locked"])
+def test_a_folder_that_cannot_be_read_is_told(monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
+    def scandir(path: str, scan=os.scandir):
+        if os.fspath(path) == folder:
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scan(path)
+
+    touch("in/cat.jpg", "in/locked/dog.jpg")
+    monkeypatch.setattr(os, "scandir", scandir)  # root reads everything
+    with pytest.raises(FileError, match=rf"{folder}: cannot be searched \(Permission denied\)"):
+        images("in")
+
+
+def test_a_name_that_is_too_long_is_no_file_yet() -> None:
+    touch("cat.jpg", "m.png", "i/cat.jpg", "m/cat.png")
+    long = "x" * 300
+    assert outputs(find("cat.jpg", "m.png"), f"{long}.png") == [f"{long}.png"]
+    assert outputs(find(f"{long}.jpg", "m.png")) == [f"{long}_mask.png"]
+    assert outputs(find("i", "m"), long) == [f"{long}/cat_mask.png"]
+    with pytest.raises(FileError, match="no such folder"):
+        images(long)
 
 
 def images(folder: str) -> list[str]:

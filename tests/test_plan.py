@@ -80,8 +80,20 @@ def test_windows_of_files_need_no_memory_for_the_picture(network):
     found = plan(network, slide, scales, Options(max_memory="4GiB"), torch.bfloat16, windowed=True)
     assert found.peak <= 4 * GIB
     assert found.tile >= 1024
-    with pytest.raises(OptionError, match="refined by windows"):
+    with pytest.raises(OptionError, match=r"refined by windows with a \.tif output"):
         plan(network, slide, scales, Options(max_memory="4GiB"), torch.bfloat16)
+
+
+def test_coarse_scales_in_full_have_more_queries_on_a_tile(network):
+    slide = (12_000, 12_000)
+    scales = tuple((n // k, n // k) for k in (8, 4, 2, 1) for n in slide[:1])
+    full, following = (
+        plan(network, slide, scales, Options(max_memory="1GiB", coarse_decode=how), torch.bfloat16, windowed=True)
+        for how in ("full", "next")
+    )
+    assert full.tile < following.tile
+    assert full.working >= 16 * (8 * full.tile) ** 2
+    assert full.peak <= GIB
 
 
 def test_a_tile_that_was_asked_for_is_kept_or_refused(network):

@@ -4,6 +4,8 @@ from pathlib import Path
 import pytest
 from conftest import disc, photographed
 
+from refine import precompute
+from refine.guidance.superpixels import Slic
 from refine.io import write_image
 from refine.precompute import Precompute
 
@@ -71,6 +73,37 @@ def test_a_picture_that_sam_cannot_see_is_told(folder, run, sam_file):
     assert outcome.err.startswith("error: pictures/thin.png: picture: 4 x 40 px (H x W)")
     assert outcome.err.count("\n") == 1
     assert len(list(Path("cache").rglob("*.bin"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("holder", "step", "failure"),
+    [
+        (precompute, "read_image", MemoryError()),
+        (Slic, "propose", MemoryError()),
+        (Slic, "propose", RuntimeError("CUDA out of memory")),
+    ],
+)
+def test_too_little_memory_for_a_picture_is_told_and_the_others_are_done(
+    folder, run, monkeypatch, holder, step, failure
+):
+    original, failures = getattr(holder, step), [failure]
+
+    def failing(*given, **options):
+        if failures:
+            raise failures.pop()
+        return original(*given, **options)
+
+    monkeypatch.setattr(holder, step, failing)
+    outcome = run("proposals", "pictures", *OPTIONS)
+    assert outcome.code == 1
+    assert "error: pictures/a.png: out of memory; " in outcome.err
+    assert outcome.err.endswith("1 found, 0 kept already, 1 failed; in cache\n")
+
+
+def test_a_fault_of_ours_ends_the_run(folder, run, monkeypatch):
+    monkeypatch.setattr(Slic, "propose", lambda *_: {}["ours"])
+    with pytest.raises(KeyError):
+        run("proposals", "pictures", *OPTIONS)
 
 
 def test_masks_of_bigs_names_are_no_pictures(folder, run):

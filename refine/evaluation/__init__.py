@@ -19,7 +19,6 @@ from refine.evaluation.lines import read_rows
 from refine.evaluation.pictures import crop_windows, sheet
 from refine.evaluation.run import Failure, Measured, evaluate, measure
 from refine.evaluation.scores import Row, Score, Summary, score, summarise
-from refine.evaluation.tables import table
 
 __all__ = [
     "Change",
@@ -42,5 +41,4 @@ __all__ = [
     "score",
     "sheet",
     "summarise",
-    "table",
 ]

@@ -1,5 +1,6 @@
 """An evaluation beside another one of the same pictures."""
 
+from collections.abc import Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -90,14 +91,18 @@ class Comparison:
 def compare(base: Path, run: Path) -> Comparison:
     """The evaluation in the folder ``run`` beside the one in ``base``, set by set in the base's order.
 
-    Raises FileError as `read_rows`, and OptionError where the two do not hold the same pictures.
+    Raises FileError as `read_rows`, and OptionError where the two do not hold the same pictures, or the coarse masks of
+    one do not score what the other's do.
     """
     before, after = ({(row.set, row.name): row for row in read_rows(folder)} for folder in (base, run))
     for folder, missing in ((run, before.keys() - after.keys()), (base, after.keys() - before.keys())):
         if missing:
-            names = ", ".join(f"{set_}/{name}" for set_, name in sorted(missing)[:3])
-            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-            raise OptionError(f"{str(folder)!r} lacks {names}{more}; compare evaluations of the same pictures")
+            raise OptionError(f"{str(folder)!r} lacks {_named(missing)}; compare evaluations of the same pictures")
+    if other := {key for key in before if before[key].coarse != after[key].coarse}:
+        raise OptionError(
+            f"{str(base)!r} and {str(run)!r} have different coarse masks or truths of {_named(other)}; compare "
+            "evaluations of the same files"
+        )
     changes = []
     for b, r in zip(summarise(list(before.values())), summarise([after[key] for key in before]), strict=True):
         of_set = [key for key in before if key[0] == b.set]
@@ -119,3 +124,9 @@ def compare(base: Path, run: Path) -> Comparison:
             )
         )
     return Comparison(str(base), str(run), tuple(changes))
+
+
+def _named(pictures: Set[tuple[str, str]]) -> str:
+    """Some of them, and how many more there are."""
+    names = ", ".join(f"{set_}/{name}" for set_, name in sorted(pictures)[:3])
+    return f"{names} and {len(pictures) - 3} more" if len(pictures) > 3 else names

@@ -1,6 +1,7 @@
 """Which pictures are measured, and their files."""
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ class Item:
 
 
 def find_sets(folders: Iterable[Path]) -> list[Path]:
-    """The folders that hold pictures: each one given, or else its sub-folders.
+    """The folders that hold pictures: each one given, or else those of its sub-folders that do.
 
     Raises FileError for one that has neither.
     """
@@ -39,7 +40,7 @@ def find_sets(folders: Iterable[Path]) -> list[Path]:
     for folder in folders:
         if not folder.is_dir():
             raise FileError(f"no folder {str(folder)!r}; give folders of *_im.*, *_gt.png and *_seg.png")
-        candidates = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
+        candidates = [folder] if big_images(folder, IMAGE_SUFFIXES) else sorted(filter(Path.is_dir, folder.iterdir()))
         sets = [path for path in candidates if big_images(path, IMAGE_SUFFIXES)]
         if not sets:
             raise FileError(f"no *_im.* in {str(folder)!r} or its sub-folders; give folders of BIG's layout")
@@ -66,7 +67,8 @@ def find_work(folders: Sequence[Path], coarse: Sequence[Path] = (), *, limit: in
     coarse: folders of coarse masks, ``<name>_seg.png`` or ``<name>.png``, each of which makes a set of its name with
     the pictures and truths of the only folder in ``folders``. limit: pictures of a set, the first by name.
 
-    Raises FileError for a folder that is no set, OptionError for two sets of one name or an impossible limit.
+    Raises FileError for a folder that is no set, OptionError for an impossible limit or two sets of one name, or of
+    names that are one as a file's.
     """
     if limit is not None and limit < 1:
         raise OptionError(f"the limit is {limit}; give a number of pictures from 1, or none for all")
@@ -75,9 +77,13 @@ def find_work(folders: Sequence[Path], coarse: Sequence[Path] = (), *, limit: in
             f"--coarse goes with one folder of pictures and truths, and here are {len(folders)}; give one"
         )
     sets = [_items(folders[0], other) for other in coarse] if coarse else [_items(folder) for folder in folders]
-    for name, number in Counter(items[0].set for items in sets).items():
+    names = [items[0].set for items in sets]
+    for file, number in Counter(map(as_name, names)).items():
         if number > 1:
-            raise OptionError(f"{number} sets are called {name!r}; rename the folders or evaluate them one by one")
+            same = " and ".join(dict.fromkeys(repr(name) for name in names if as_name(name) == file))
+            raise OptionError(
+                f"{number} sets are called {same} and would share files; rename the folders or evaluate them one by one"
+            )
     for items in sets:
         for kind in ("truth", "coarse"):
             paths: list[Path] = [getattr(item, kind) for item in items]
@@ -87,6 +93,11 @@ def find_work(folders: Sequence[Path], coarse: Sequence[Path] = (), *, limit: in
                     f"{where!r} lacks {paths[0].name} and all others of its kind; give a folder that has them"
                 )
     return [item for items in sets for item in items[:limit]]
+
+
+def as_name(text: str) -> str:
+    """A text as the name of a file."""
+    return re.sub(r"[^\w.+=-]+", "-", text).strip(".-") or "-"
 
 
 def _items(folder: Path, coarse: Path | None = None) -> list[Item]:

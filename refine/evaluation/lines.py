@@ -1,7 +1,11 @@
-"""What an evaluation keeps: a line of JSON for each picture and variant, appended as it is done."""
+"""What an evaluation keeps: a line of JSON for each picture and variant, appended as it is done.
+
+A line without a picture stands where a run began with a variant: its key is the one that counts from there on.
+"""
 
 import json
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,17 +36,26 @@ class Lines:
         if whole < len(text):  # a kill cut the last line off
             with path.open("r+b") as file:
                 file.truncate(whole)
-        self.found = {(line["key"], line["set"], line["name"]): line for line in _parsed(path, text[:whole])}
+        lines = _parsed(path, text[:whole])
+        self.found = {(line["key"], line["set"], line["name"]): line for line in lines if "begun" not in line}
 
     def row(self, place: Place, stamp: str) -> Row | None:
         """The figures of a place, if it was measured with these files."""
         line = self.found.get(place)
         return None if line is None or line["stamp"] != stamp or "error" in line else Row.from_dict(line)
 
+    def begin(self, variant: str, key: str) -> None:
+        """Keeps that a variant has this key now, also where all its figures are there already."""
+        self._write({"variant": variant, "key": key, "begun": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}"})
+
     def append(self, place: Place, variant: str, stamp: str, values: dict[str, Any]) -> None:
         """Keeps a row's figures, or an error."""
         key, set_, name = place
         line = {"variant": variant, "key": key, "stamp": stamp, "set": set_, "name": name, **values}
+        self._write(line)
+        self.found[place] = line
+
+    def _write(self, line: dict[str, Any]) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with (self.folder / ITEMS).open("a", encoding="utf-8") as file:
@@ -50,14 +63,13 @@ class Lines:
         except OSError as error:
             where = self.folder / ITEMS
             raise FileError(f"{where}: cannot be written ({error.strerror}); evaluate into another folder") from error
-        self.found[place] = line
 
 
 def read_rows(folder: Path) -> list[Row]:
     """The rows that an evaluation wrote into a folder, in their order; of several variants FOLDER/VARIANT's.
 
-    What failed, and a line that a kill cut off, is not among them. Where a variant was measured again with other
-    weights or files, the newest count.
+    What failed when it was last measured, and a line that a kill cut off, is not among them. Of a variant that was
+    measured with several weights and the like, those of the last run count, and of a picture the newest line.
 
     Raises FileError for a folder without them or a damaged line, OptionError where a variant has to be named.
     """
@@ -71,18 +83,20 @@ def read_rows(folder: Path) -> list[Row]:
         raise FileError(
             f"no {ITEMS} to read in {str(folder)!r} ({error.strerror}); give a folder that refine-cli evaluate -o wrote"
         ) from error
-    lines = [line for line in _parsed(path, text[: text.rfind(b"\n") + 1]) if "error" not in line]
-    if not lines:
-        raise FileError(f"{path}: holds no pictures; evaluate some")
+    lines = _parsed(path, text[: text.rfind(b"\n") + 1])
     newest = {line["variant"]: line["key"] for line in lines}
     if wanted is None and len(newest) == 1:
         (wanted,) = newest
-    if wanted not in newest:
+    if lines and wanted not in newest:
         given = f"{wanted!r} is none of its variants" if wanted else f"it holds {len(newest)} variants"
         example = folder / next(iter(newest))
         raise OptionError(f"{path}: {given}; give one, as in {str(example)!r}; there are {', '.join(newest)}")
-    kept = {(line["set"], line["name"]): line for line in lines if line["key"] == newest[wanted]}
-    return [Row.from_dict(line) for line in kept.values()]
+    own = [line for line in lines if line["key"] == newest[wanted] and "begun" not in line]
+    kept = {(line["set"], line["name"]): line for line in own}
+    rows = [Row.from_dict(line) for line in kept.values() if "error" not in line]
+    if not rows:
+        raise FileError(f"{path}: holds no pictures; evaluate some")
+    return rows
 
 
 def _parsed(path: Path, text: bytes) -> list[dict[str, Any]]:
@@ -91,10 +105,11 @@ def _parsed(path: Path, text: bytes) -> list[dict[str, Any]]:
     for number, line in enumerate(text.splitlines(), start=1):
         try:
             values = {"variant": "", "key": "", "stamp": "", **json.loads(line)}
-            if "error" not in values:
+            if "error" in values:
+                if not all(isinstance(values[name], str) for name in ("set", "name", "error")):
+                    raise ValueError("no error of a picture")
+            elif "begun" not in values:
                 Row.from_dict(values)
-            elif not all(isinstance(values[name], str) for name in ("set", "name", "error")):
-                raise ValueError("no error of a picture")
         except (KeyError, TypeError, ValueError) as error:
             raise FileError(f"{path}: line {number} is damaged ({error}); evaluate these pictures again") from error
         lines.append(values)

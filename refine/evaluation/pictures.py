@@ -66,15 +66,13 @@ def _corners(window: tuple[slice, slice]) -> tuple[tuple[int, int], tuple[int, i
     return (rows.start, columns.start), (rows.stop - 1, columns.stop - 1)
 
 
-def crop_windows(
-    coarse: Mask, refined: Mask, truth: Mask, *, count: int, side: int | None = None
-) -> Iterator[tuple[slice, slice]]:
+def crop_windows(coarse: Mask, refined: Mask, truth: Mask, *, count: int) -> Iterator[tuple[slice, slice]]:
     """Up to ``count`` squares, apart from each other, where the three masks differ in most pixels; (rows, columns).
 
-    side: of the squares, px; by default an eighth of the longer side, at least 96, at most the shorter side.
+    Their side is an eighth of the picture's longer side, at least 96 px, at most the shorter side.
     """
     height, width = truth.shape
-    side = min(side if side is not None else max(96, max(height, width) // 8), height, width)
+    side = min(max(96, max(height, width) // 8), height, width)
     step = max(side // 8, 1)
     differ = ((coarse != truth) | (refined != truth)).astype(np.float32)
     # Sums of the square whose first pixel is (y, x), from the integral image, at every step.

@@ -11,16 +11,16 @@ from html import escape
 from pathlib import Path
 from typing import Final
 
-from refine.evaluation.items import Item, as_binary, read
+from refine.evaluation.items import Item, as_binary, as_name, read
 from refine.evaluation.pictures import strip
 from refine.evaluation.plots import scatter
 from refine.evaluation.run import Measured, mask_path
 from refine.evaluation.scores import Row
 from refine.evaluation.tables import Table, picture_table, quality_table, set_table
-from refine.evaluation.variants import Variant, as_name
+from refine.evaluation.variants import Variant
 from refine.io import write_atomic, write_image
 from refine.prepare import as_mask
-from refine.versions import commit, versions
+from refine.versions import versions
 
 _PROTOCOL: Final = (
     "IoU is pooled: the sum of the intersections over the sum of the unions of a set's pictures; the mean of the "
@@ -116,7 +116,11 @@ def _sections(
     if measured.failures:
         lines = [(f.variant, f.set, f.name, f.reason) for f in measured.failures]
         failed = Table(("variant", "set", "picture", "reason"), lines)
-        note = f"{len(lines)} pictures have no figures and are in no table above or below."
+        pictures = {(f.set, f.name) for f in measured.failures}
+        note = (
+            f"Pictures that failed: {len(pictures)}. A variant's own tables leave out what failed by it, and tables of "
+            "several variants have the pictures that all of them have."
+        )
         sections.append(Section("What failed", [note, failed]))
     sections.append(Section("Protocol", _PROTOCOL))
     for variant in variants:
@@ -130,7 +134,8 @@ def _sections(
             sets = dict.fromkeys(row.set for row in own)
             figures = [figure for name in sets for figure in _look(out, variant, name, work, own)]
             sections.append(Section(f"{variant.label}: worst, median and best", [_COLOURS, *figures]))
-    return [*sections, Section("What was measured", _origin(variants))]
+    commits = dict.fromkeys(row.commit or "unknown" for own in rows.values() for row in own)
+    return [*sections, Section("What was measured", _origin(variants, list(commits)))]
 
 
 def _look(out: Path, variant: Variant, name: str, work: Sequence[Item], rows: Sequence[Row]) -> list[Part]:
@@ -156,8 +161,8 @@ def _look(out: Path, variant: Variant, name: str, work: Sequence[Item], rows: Se
     return figures
 
 
-def _origin(variants: Sequence[Variant]) -> list[Part]:
-    """What made the figures: variants with their weights, versions, the machine."""
+def _origin(variants: Sequence[Variant], commits: Sequence[str]) -> list[Part]:
+    """What made the figures: variants with their weights, versions, the commits of all runs, the machine."""
     lines = [
         (variant.label, name, value if isinstance(value, str) else json.dumps(value))
         for variant in variants
@@ -166,7 +171,7 @@ def _origin(variants: Sequence[Variant]) -> list[Part]:
     made = {
         "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         **versions(),
-        "commit": commit() or "unknown",
+        "commit": ", ".join(commits) or "-",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
     }
     return [Table(("variant", "what", "value"), lines), Table(("what", "value"), list(made.items()))]

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from refine.errors import RefineError
-from refine.evaluation.items import Item, Mask, as_binary, find_items, find_work, read
+from refine.evaluation.items import Item, Mask, as_binary, as_name, find_items, find_work, read
 from refine.evaluation.lines import Lines
 from refine.evaluation.scores import Row, score
-from refine.evaluation.variants import Outcome, Variant, as_name, key
+from refine.evaluation.variants import Outcome, Variant, key
 from refine.io import write_mask
 from refine.metrics import harm
+from refine.versions import commit
 
 RefineFunction = Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]
 
@@ -81,9 +82,11 @@ def measure(work: Sequence[Item], variants: Sequence[Variant], *, out: Path | No
     """
     lines = None if out is None else Lines(out)
     measured = Measured({variant.label: [] for variant in variants})
-    there = 0
+    there, code = 0, commit()
     with tqdm(total=len(work) * len(variants), disable=None, unit="picture", dynamic_ncols=True) as bar:
         for variant in variants:
+            if lines is not None:
+                lines.begin(variant.label, key(variant))
             for item in work:
                 place, stamp = (key(variant), item.set, item.name), _stamp(item, variant)
                 path = None if out is None else mask_path(out, variant, item)
@@ -93,6 +96,7 @@ def measure(work: Sequence[Item], variants: Sequence[Variant], *, out: Path | No
                 else:
                     try:
                         row, mask = _measured(item, variant.mask)
+                        row = replace(row, commit=code)
                         if path is not None:
                             write_mask(path, mask)
                     except Exception as error:

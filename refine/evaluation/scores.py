@@ -34,6 +34,7 @@ class Row:
     seconds: float | None  # inside the refiner; none for masks that another system wrote
     harm: Harm | None = None  # none in lines that were written before it was measured
     peak_memory: int | None = None  # bytes, likewise
+    commit: str = ""  # of the code that measured it, as `refine.versions.commit` has it; none in older lines
 
     @property
     def iou_change(self) -> float:
@@ -49,7 +50,7 @@ class Row:
         }
         harm = {} if self.harm is None else {"far": self.harm.far, **asdict(self.harm)}
         cost = {"seconds": self.seconds, "peak_memory": self.peak_memory}
-        return {"set": self.set, "name": self.name, **scores, **harm, **cost}
+        return {"set": self.set, "name": self.name, **scores, **harm, **cost, "commit": self.commit}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
@@ -60,9 +61,10 @@ class Row:
         )
         names = [field.name for field in fields(Harm)]
         harm = Harm(**{name: values[name] for name in names}) if any(name in values for name in names) else None
-        row = cls(values["set"], values["name"], coarse, refined, values["seconds"], harm, values.get("peak_memory"))
-        if not (isinstance(row.set, str) and isinstance(row.name, str)):
-            raise ValueError("no picture")
+        later = {name: values[name] for name in ("peak_memory", "commit") if name in values}
+        row = cls(values["set"], values["name"], coarse, refined, values["seconds"], harm, **later)
+        if not all(isinstance(text, str) for text in (row.set, row.name, row.commit)):
+            raise ValueError("no picture, or no commit")
         if any(cost is not None and not cost > 0 for cost in (row.seconds, row.peak_memory)):
             raise ValueError("no time, or no memory")
         possible = [0 <= s.intersection <= s.union and 0 <= s.mba <= 1 for s in (coarse, refined)]

@@ -44,11 +44,6 @@ What refining broke: far %, pixels far from the coarse mask's contour that were 
 area; fragments/holes, a picture, that neither the coarse mask nor the truth has; lost, objects the coarse mask had."""
 
 
-def table(rows: Sequence[Row]) -> str:
-    """The sets' figures as a Markdown table, as `set_table` has them."""
-    return set_table(rows).markdown()
-
-
 def set_table(rows: Sequence[Row]) -> Table:
     """A line a set: pooled IoU / mean mBA in %, harm, as the note says, mean seconds, highest peak of memory."""
     lines = [
@@ -75,19 +70,17 @@ def set_table(rows: Sequence[Row]) -> Table:
 def quality_table(rows: Mapping[str, Sequence[Row]]) -> Table:
     """In the thesis' form: a line a set, a column a variant, IoU/mBA, and last the mean gain over the sets.
 
-    Published figures follow for sets that are BIG's with a published source of coarse masks, told by what those score.
+    Of the pictures that every variant has; a note says how many those are where some have more. Published figures
+    follow for sets that are BIG's with a published source of coarse masks, told by what those score.
     """
+    rows, note = in_common(rows)
     found = {label: {s.set: s for s in summarise(own)} for label, own in rows.items()}
-    any_variant: dict[str, Summary] = {}
-    for by_set in found.values():
-        any_variant = {**by_set, **any_variant}
+    any_variant = next(iter(found.values()))
     sources = {name: source for name, s in any_variant.items() if (source := recognised(s)) is not None}
     lines = []
     for name, summary in any_variant.items():
         line = [name, f"{summary.iou_coarse:.2f}/{summary.mba_coarse:.2f}"]
-        line += [
-            f"{by[name].iou_refined:.2f}/{by[name].mba_refined:.2f}" if name in by else "-" for by in found.values()
-        ]
+        line += [f"{by[name].iou_refined:.2f}/{by[name].mba_refined:.2f}" for by in found.values()]
         if sources:
             line += [printed(method, sources[name]) if name in sources else "-" for method in PUBLISHED]
         lines.append(line)
@@ -96,8 +89,21 @@ def quality_table(rows: Mapping[str, Sequence[Row]]) -> Table:
     return Table(
         ["IoU/mBA", COARSE, *found, *published],
         [*lines, last + ["-"] * len(published)],
-        ORIGIN if sources else "",
+        " ".join(filter(None, (note, ORIGIN if sources else ""))),
     )
+
+
+def in_common(rows: Mapping[str, Sequence[Row]]) -> tuple[dict[str, list[Row]], str]:
+    """The rows of the pictures that every variant has, and a note where some have more; one without rows is left out.
+
+    What differs between variants is then never that they have other pictures.
+    """
+    pictures = {label: {(row.set, row.name) for row in own} for label, own in rows.items() if own}
+    union = set().union(*pictures.values())
+    every = union.intersection(*pictures.values())
+    kept = {label: [row for row in rows[label] if (row.set, row.name) in every] for label in pictures}
+    note = f"{len(every)} of {len(union)} pictures: those that every variant has."
+    return kept, note if len(every) < len(union) else ""
 
 
 def average_gain(summaries: Sequence[Summary]) -> str:

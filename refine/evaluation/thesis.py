@@ -7,7 +7,7 @@ from typing import Any, Final
 from refine import checkpoint, download
 from refine.config import EMBEDDED, UNTRAINED, Options, guided_model, source_and_options
 from refine.errors import FileError, OptionError, RefineError, WeightsError
-from refine.evaluation.items import Item
+from refine.evaluation.items import Item, as_name
 from refine.evaluation.published import (
     COARSE,
     ORIGIN,
@@ -22,8 +22,8 @@ from refine.evaluation.published import (
 )
 from refine.evaluation.run import Measured
 from refine.evaluation.scores import Summary, summarise
-from refine.evaluation.tables import Table, average_gain, figure
-from refine.evaluation.variants import Refining, as_name
+from refine.evaluation.tables import Table, average_gain, figure, in_common
+from refine.evaluation.variants import Refining
 
 REMEDY: Final = (
     "What is not available needs weights: a guided network's own by --guided-weights FILE, once trained (refine-cli "
@@ -94,12 +94,11 @@ class Thesis:
 
     def result(self, measured: Measured) -> Table:
         """In the thesis' form, with its own figures where the coarse masks are those it had."""
-        found = {
-            label: {source_called(s.set) or "": s for s in summarise(rows)} for label, rows in measured.rows.items()
-        }
+        rows, note = in_common(measured.rows)
+        found = {label: {source_called(s.set) or "": s for s in summarise(own)} for label, own in rows.items()}
         known = {source for by_source in found.values() for source, s in by_source.items() if recognised(s) == source}
         missing = [source for source in self.table.sources if source not in known]
-        notes = [self.table.note] if self.table.note else []
+        notes = list(filter(None, (self.table.note, note)))
         notes += [f"{name}: not available, {reason}." for name, reason in self.absent.items()]
         notes += [REMEDY] if self.absent else []
         if known:

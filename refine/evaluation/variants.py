@@ -5,7 +5,7 @@ import json
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from refine.config import is_guided
 from refine.errors import FileError, OptionError
-from refine.evaluation.items import Item, Mask, Picture, as_binary
+from refine.evaluation.items import Item, Mask, Picture, as_binary, as_name
 from refine.evaluation.warm_up import warm_up
 from refine.memory import forget_peak, return_freed
 from refine.prepare import as_mask
@@ -68,18 +68,22 @@ class Refining:
         self.choice = dict(choice)
         self.label = label or _label(choice)
         made, proposals = self._load()
+        options = {name: choice[name] for name in sorted(set(choice) - _OF_THE_MODEL)}
+        in_force = getattr(made, "options", None)
+        defaults = {} if in_force is None else {n: v for n, v in asdict(in_force).items() if n not in options}
         self._facts = {
             "model": choice["model"],
             "weights": getattr(made, "weights_sha256", "none"),
             "device": str(getattr(made, "device", "cpu")),
             "dtype": str(getattr(made, "dtype", "float32")).removeprefix("torch."),
-            "options": {name: choice[name] for name in sorted(set(choice) - _OF_THE_MODEL)},
+            "options": options,
+            "defaults": defaults,
             **({} if proposals is None else {"proposals": proposals}),
         }
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Model, weights' hash, device, arithmetic and the options that were given."""
+        """Model, weights' hash, device, arithmetic, the options that were given and the defaults of all others."""
         return self._facts
 
     def files(self, item: Item) -> list[Path]:
@@ -130,11 +134,6 @@ def _label(choice: Mapping[str, Any]) -> str:
     if choice.get("dtype", "auto") != "auto":
         words.append(choice["dtype"])
     return as_name("-".join(map(str, words)))
-
-
-def as_name(text: str) -> str:
-    """A text as the name of a file."""
-    return re.sub(r"[^\w.+=-]+", "-", text).strip(".-") or "-"
 
 
 @dataclass(frozen=True)

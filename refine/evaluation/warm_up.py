@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from refine.engine import Refiner
     from refine.methods import MethodRefiner
 
-SIZE: Final = (96, 128)  # px
+SIZE: Final = (327, 490)  # px: so large that crm-s runs two scales, the second of which has a mask refined before
 
 
 def warm_up(refiner: "Refiner | MethodRefiner") -> None:
@@ -22,7 +22,7 @@ def warm_up(refiner: "Refiner | MethodRefiner") -> None:
     """
     noise = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8)
     square = np.zeros(SIZE, np.float32)
-    square[24:72, 32:96] = 1
+    square[82:245, 122:368] = 1
     refiner.refine(noise, square, **_nothing(getattr(refiner, "guidance", None)))
 
 

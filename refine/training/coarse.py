@@ -1,9 +1,9 @@
 """Coarse masks as they really are, made from the truth.
 
 Every generator takes a truth (H, W) bool and a `numpy.random.Generator` and returns a mask (H, W) float32 in [0, 1];
-the truth is read, never written. Those that are a network's output ("network", "missing", "extra", "filled", "shifted",
-"blocky") are binary seven times in ten, as they are in files, else soft; "cascade" is soft; the others are binary.
-Lengths are in px of the truth, which may be a crop.
+the truth is read, never written. Those that are a network's output ("network", "missing", "extra", "shifted", "blocky")
+are binary seven times in ten, as they are in files, else soft; "cascade" is soft; the others are binary. Lengths are in
+px of the truth, which may be a crop.
 
 Where the truth has an object, some of the mask is above one half, but for "network" and "contour". Where the truth is
 empty, "contour", "shifted", "polygon", "box" and "exact" are, too; the others may see an object, "extra" mostly does.
@@ -106,21 +106,6 @@ def extra_parts(truth: Mask, rng: np.random.Generator, *, most: float = 0.4) -> 
     return _output(truth | _some(parts, rng, 6, _log_uniform(rng, 0.1, 1) * most * area), truth, rng)
 
 
-def gaps_filled(truth: Mask, rng: np.random.Generator, *, most: float = 0.7) -> Soft:
-    """A network's output with the ground in one to six gaps taken for the object: between limbs, in holes, in corners.
-
-    most: the largest area that can be filled, as a share of the truth's; a tenth of it and more is drawn
-    log-uniformly. A gap is what a closing by a disc of 2 % to 25 % of the longer side fills. IoU with the truth from
-    0.6 to 1.
-    """
-    radius = _log_uniform(rng, 0.02, 0.25) * max(truth.shape)
-    rim = math.ceil(radius) + 1  # of ground beyond the picture, so that its sides close nothing
-    closed = _distance(_distance(np.pad(truth, rim)) > radius) > radius
-    gaps = closed[rim:-rim, rim:-rim] & ~truth
-    most *= np.count_nonzero(truth) * _log_uniform(rng, 0.1, 1)
-    return _output(truth | _some(gaps, rng, 6, most), truth, rng)
-
-
 def shifted(truth: Mask, rng: np.random.Generator) -> Soft:
     """The truth displaced as a whole and bent: a mask of another frame, of another sensor, of careless resampling.
 
@@ -154,11 +139,11 @@ def blocky(truth: Mask, rng: np.random.Generator) -> Soft:
 def cascade_like(truth: Mask, rng: np.random.Generator) -> Soft:
     """A soft mask such as an earlier scale of the cascade hands to a later one: smooth, slightly wrong, mostly sure.
 
-    Either the truth or one with errors that the earlier scale left ("missing", "extra", "filled", "shifted"), reduced
-    by area to a half, a fourth or an eighth (at most a half width), made probabilities with smooth errors of the logit
-    and patches of less confidence, and enlarged bilinearly. IoU with the truth mostly from 0.7 to 0.99.
+    Either the truth or one with errors that the earlier scale left ("missing", "extra", "shifted"), reduced by area to
+    a half, a fourth or an eighth (at most a half width), made probabilities with smooth errors of the logit and patches
+    of less confidence, and enlarged bilinearly. IoU with the truth mostly from 0.7 to 0.99.
     """
-    left = str(rng.choice(["", "missing", "extra", "filled", "shifted"], p=[0.4, 0.15, 0.15, 0.15, 0.15]))
+    left = str(rng.choice(["", "missing", "extra", "shifted"], p=[0.4, 0.2, 0.2, 0.2]))
     base = GENERATORS[left](truth, rng) > 0.5 if left else truth
     reduction = min(float(rng.choice([2, 4, 8], p=[0.6, 0.3, 0.1])), max(1.0, _half_width(base)))
     low = cv2.GaussianBlur(_reduced(base, reduction), (0, 0), rng.uniform(0.2, 0.7))
@@ -239,7 +224,6 @@ GENERATORS: dict[str, Callable[[Mask, np.random.Generator], Soft]] = {
     "contour": contour_perturbed,
     "missing": parts_missing,
     "extra": extra_parts,
-    "filled": gaps_filled,
     "shifted": shifted,
     "blocky": blocky,
     "cascade": cascade_like,
