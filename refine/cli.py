@@ -19,7 +19,7 @@ from typer.core import TyperCommand, TyperGroup
 
 import refine
 from refine.config import is_guided, number
-from refine.errors import OptionError, RefineError, WeightsError
+from refine.errors import OptionError, RefineError, WeightsError, is_out_of_memory
 from refine.pairs import SAW, Found, Pair, find_pairs, with_outputs
 
 if TYPE_CHECKING:
@@ -588,8 +588,6 @@ def _refine_by_windows(refiner: Refiner, pair: Pair, *, show: bool) -> Report:
 
 def _reason(error: Exception) -> str | None:
     """What a user can do something about, in one line; None for our own mistakes."""
-    from refine.precompute import is_out_of_memory
-
     if is_out_of_memory(error):
         return "out of memory; a smaller --tile, --dtype bfloat16 or --device cpu needs less"
     return _one_line(error) if isinstance(error, RefineError | OSError) else None

@@ -25,3 +25,13 @@ def one_of(name: str, value: object, known: tuple[str, ...]) -> None:
     """Raises `OptionError` where ``value`` is none of the ``known`` ones."""
     if value not in known:
         raise OptionError(f"{name}={value!r} is unknown; known are {', '.join(known)}")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, for which torch, its backends and OpenCV each have a class or a text of their own."""
+    text = str(error).lower()
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or any(words in text for words in ("out of memory", "can't allocate memory", "insufficient memory"))
+    )

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from refine import checkpoint
 from refine.config import Spec
-from refine.errors import WeightsError
+from refine.errors import WeightsError, is_out_of_memory
 from refine.models import Network, build, preset
 from refine.models.cascade_psp import CascadePSP
 
@@ -29,12 +29,17 @@ def load_network(model: str, weights: str | Path | None) -> tuple[Network, Spec,
     if loaded.spec is None:
         spec, state = wanted, checkpoint.published_state(loaded.state)
     else:
-        spec, state = Spec.from_dict(loaded.spec), loaded.state
+        try:
+            spec, state = Spec.from_dict(loaded.spec), loaded.state
+        except WeightsError as error:
+            raise WeightsError(f"{path}: {error}") from error
         if spec.model != model:
             raise WeightsError(f"{path} holds weights of {spec.model}, not of {model}; pass model={spec.model!r}")
     try:
         network = build(spec)
     except (TypeError, ValueError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise WeightsError(
             f"{path}: its specification builds no network ({error}); it is not made by refine"
         ) from error

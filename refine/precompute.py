@@ -9,22 +9,12 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from refine.errors import FileError, InputError, OptionError
+from refine.errors import FileError, InputError, OptionError, is_out_of_memory
 from refine.guidance.cache import Cache, encoder_of
 from refine.guidance.proposals import ProposalSource
 from refine.guidance.sources import open_source
 from refine.io import IMAGE_SUFFIXES, PathLike, read_image
 from refine.pairs import find_images
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out, for which torch, its backends and OpenCV each have a class or a text of their own."""
-    text = str(error).lower()
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or any(words in text for words in ("out of memory", "can't allocate memory", "insufficient memory"))
-    )
 
 
 def _reason(error: Exception) -> str:

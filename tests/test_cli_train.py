@@ -228,9 +228,17 @@ def test_a_run_needs_a_folder(cli):
     assert_refused(cli("--data", "data"), 2, "--out")
 
 
-def test_running_out_of_memory_says_what_needs_less(cli, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:114] DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_running_out_of_memory_says_what_needs_less(cli, monkeypatch, error):
     def full(*_: Any, **__: Any) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     monkeypatch.setattr(command, "train", full)
     assert_refused(cli("--data", "data", "-o", "run"), 2, "out of memory; a smaller --batch")

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from refine.errors import FileError, OptionError
+from refine.errors import FileError, OptionError, is_out_of_memory
 from refine.training.loop import train
 from refine.training.recipe import read_recipe
 from refine.training.validation import Interval, Validation
@@ -57,7 +57,9 @@ def train_command(
             quiet=quiet,
             tensorboard=tensorboard,
         )
-    except (MemoryError, torch.OutOfMemoryError) as error:
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         raise OptionError("out of memory; a smaller --batch, or --set crop and window, needs less") from error
 
 
