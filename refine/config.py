@@ -156,7 +156,7 @@ class Options:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready, also where numbers are NumPy's."""
-        return {name: getattr(value, "tolist", lambda value=value: value)() for name, value in asdict(self).items()}
+        return {name: value.tolist() if hasattr(value, "tolist") else value for name, value in asdict(self).items()}
 
     def but(self, **changes: object) -> Self:
         """These options with some changed; an unknown name is an `OptionError` that lists the known ones."""

@@ -32,7 +32,7 @@ from refine.guidance import Encoder, Proposals, ProposalSource
 from refine.guidance.cache import Cached
 from refine.guidance.guide import Guided, by_embedding, by_points, by_proposals
 from refine.guidance.sam_memory import PEAK
-from refine.io import PathLike, Source
+from refine.io import PathLike, Source, identity
 from refine.loading import load_network
 from refine.memory import return_freed
 from refine.methods import METHODS
@@ -191,7 +191,7 @@ class Refiner:
             picture, mask = (stack.enter_context(Slide(path)) for path in (image, coarse_mask))
             plan = self.plan(picture.size, windowed=True, **options)
             key = {
-                "files": [_identity(path) for path in (image, coarse_mask)],
+                "files": [identity(path) for path in (image, coarse_mask)],
                 "options": chosen.as_dict(),
                 "weights": [self.spec.model, self.weights_sha256, str(self.dtype)],
                 "tile": plan.tile,
@@ -307,7 +307,7 @@ class Refiner:
         """The source of an option, opened once."""
         from refine.guidance.sources import kept_source  # of libraries that are slow to import
 
-        key = (proposals, checkpoint, _identity(checkpoint) if checkpoint and Path(checkpoint).exists() else None)
+        key = (proposals, checkpoint, identity(checkpoint))
         if self._opened is None or self._opened[0] != key:
             # Apple's GPU lacks what Segment Anything's library computes with.
             device = "cpu" if self.device.type == "mps" else str(self.device)
@@ -504,10 +504,3 @@ class _Told:
         self.done += 1
         if self.progress is not None:
             self.progress(min(self.done, self.tiles), self.tiles)
-
-
-def _identity(path: PathLike) -> list[str | int]:
-    """What tells a file from another one, or from itself at another time."""
-    file = Path(os.fsdecode(path)).resolve()
-    stat = file.stat()
-    return [str(file), stat.st_size, stat.st_mtime_ns]

@@ -59,7 +59,7 @@ class Guard:
             found = self._classes(p)
             return _loose(found, self.coarse, FOREGROUND) | _loose(found, self.coarse, BACKGROUND)
 
-        return self._given_back(f"guard-{name}", loose, p, lambda window, p: coarse.read(window))
+        return self._given_back(f"guard-{name}", loose, p, lambda window, now: coarse.read(window))
 
     def doubt(self, p: Held, name: str) -> int:
         """Gives probabilities (H, W) the first scale's in thick parts that they add, where the two sum to less than 1.

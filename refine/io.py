@@ -166,6 +166,16 @@ def _eight_bit(array: Array, name: str) -> NDArray[np.uint8]:
     raise InputError(f"{name}: type {array.dtype}; accepted are uint8, uint16 and floats in [0, 1]; {remedy}")
 
 
+def check_mask_shape(shape: tuple[int, ...], name: str) -> None:
+    """Raises `InputError` unless an array's shape is (H, W) or (H, W, 1 | 3 | 4), with pixels."""
+    empty = 0 in shape
+    if empty or len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] not in (1, 3, 4)):
+        remedy = "give a mask with at least one pixel" if empty else "pass one mask at a time"
+        if len(shape) == 3 and shape[0] == 1 and not empty:
+            remedy = "this looks channel-first: pass mask[0]"
+        raise InputError(f"{name}: shape {shape} is no mask; accepted are (H, W) and (H, W, 1); {remedy}")
+
+
 def grey(samples: Array, name: str) -> Array:
     """Mask values (H, W) of samples (H, W) or (H, W, 1..4), whose colour channels must be equal; alpha is dropped.
 
@@ -372,9 +382,7 @@ def _check_png_is_whole(file: BinaryIO, name: str) -> None:
 def _read_npy(path: Path, name: str, allow_large: bool) -> Array:
     mapped = np.load(path, mmap_mode="r", allow_pickle=False)
     _check_size(mapped.size, 1, name, allow_large)
-    shape = mapped.shape
-    if mapped.ndim != 2 and (mapped.ndim != 3 or shape[2] not in (1, 3, 4)):
-        raise InputError(f"{name}: shape {shape} is no mask; accepted are (H, W) and (H, W, 1); save one mask alone")
+    check_mask_shape(mapped.shape, name)
     return np.array(mapped)
 
 
@@ -538,6 +546,14 @@ def check_file(path: PathLike) -> None:
     """
     with _writing(path) as (target, _):
         check_folder(target.parent)
+
+
+def identity(path: PathLike | None) -> tuple[str | int, ...]:
+    """What tells a file from another one, or from itself at another time; nothing where there is none."""
+    if path is None or not os.path.exists(path):
+        return ()
+    stat = os.stat(path)
+    return os.path.realpath(os.fsdecode(path)), stat.st_size, stat.st_mtime_ns
 
 
 def write_atomic(path: PathLike, write: Callable[[BinaryIO], object]) -> None:

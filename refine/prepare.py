@@ -112,12 +112,7 @@ def mask_plane(mask: Slide, size: tuple[int, int]) -> "Plane":
 
 
 def _one_channel(values: NDArray[Any], name: str) -> NDArray[Any]:
-    shape = values.shape
-    if values.ndim not in (2, 3) or values.size == 0 or (values.ndim == 3 and shape[2] not in (1, 3, 4)):
-        remedy = "give a mask with at least one pixel" if values.size == 0 else "pass one mask at a time"
-        if values.ndim == 3 and shape[0] == 1 and values.size:
-            remedy = "this looks channel-first: pass mask[0]"
-        raise InputError(f"{name}: shape {shape} is no mask; accepted are (H, W) and (H, W, 1); {remedy}")
+    io.check_mask_shape(values.shape, name)
     return io.grey(values, name)
 
 

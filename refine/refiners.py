@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from refine.config import Options, guided_model
-from refine.io import Source
+from refine.io import Source, identity
 from refine.methods import METHODS, MethodRefiner
 from refine.result import Refined
 
@@ -76,8 +76,7 @@ def run(
         model = guided_model(model, Options().but(**options).guidance)
     else:
         method.options().but(model, **options)
-    stamp = None if weights is None or not Path(weights).exists() else Path(weights).stat().st_mtime_ns
-    key = (model, weights, stamp, device, dtype)
+    key = (model, weights, identity(weights), device, dtype)
     with _keeping:
         if key not in _kept:
             made = refiner(model, weights=weights, device=device, dtype=dtype)

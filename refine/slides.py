@@ -516,14 +516,14 @@ class Workspace:
         data = self._journal.read()
         entries, end = _whole_lines(data)
         first = {"key": json.loads(json.dumps(key))}
+        known = entries[0].get("key") if entries and isinstance(entries[0], dict) else None
         torn = not entries and _line(first).startswith(data)
-        others = len(entries) == 1 and isinstance(entries[0], dict) and "key" in entries[0] and entries[0] != first
-        if torn or others:  # nothing was done yet
+        idle = len(entries) == 1 and isinstance(known, dict) and known != first["key"]  # another job's, without a step
+        if torn or idle:
             self._clear()
             self._append(first)
             self._sync_folder()
             return {}
-        known = entries[0].get("key") if entries and isinstance(entries[0], dict) else None
         if not isinstance(known, dict):
             raise FileError(f"{self._name}: its journal is damaged; delete the folder or give another one")
         if known != first["key"]:

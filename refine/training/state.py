@@ -123,8 +123,8 @@ class Run:
         """
         values = torch.stack([torch.stack(list(each.values())) for each in seen]).float().cpu()  # (steps, losses)
         finite = values.isfinite().all(1)
-        left_out = not finite.all() and self.scaler.is_enabled() and finite.any()
-        if not (finite.all() or left_out) or not all(v.isfinite().all() for v in self.average.state_dict().values()):
+        usable = finite.any() if self.scaler.is_enabled() else finite.all()
+        if not usable or not all(value.isfinite().all() for value in self.average.state_dict().values()):
             raise OptionError(
                 f"the loss is no number any more at step {self.step}; train into a new folder with a lower "
                 "learning_rate, a longer warmup or a clip of 1"
