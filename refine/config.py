@@ -61,7 +61,7 @@ class Options:
     lean: float | None = None
     """Where a contour runs that the picture leaves open: added to the last scale's logits, so that a pixel of the
     object that is missed counts exp(lean) times as much as one that is added. 0 is even odds, as trained; above, masks
-    are fuller. None is the model's own choice."""
+    are fuller. None is the model's own choice, for a picture of this size."""
 
     passes: int | None = None
     """How often the last scale is run, each time on the mask of the time before; more follow edges closer and take as
@@ -203,7 +203,12 @@ class Cascade:
     """Default of the option of that name."""
 
     lean: float = 0.0
-    """Default of the option of that name."""
+    """Default of the option of that name, where `lean_fades` lets it count in full."""
+
+    lean_fades: tuple[int, int] = (0, 0)
+    """px; the long sides of the largest picture that leans in full and of the smallest that does not lean at all, in
+    between less and less. People's outlines run a pixel or two outside of what is seen, which is much of a small
+    picture. (0, 0): all lean in full."""
 
     passes: int = 1
     """Default of the option of that name."""
@@ -228,6 +233,13 @@ class Cascade:
             *(scale for scale in scales[:-1] if side * scale >= self.smallest),
             *scales[-1:] * (passes or self.passes),
         )
+
+    def leaning(self, height: int, width: int) -> float:
+        """How much a picture of this size leans; see `lean_fades`."""
+        full, none = self.lean_fades
+        if not none:
+            return self.lean
+        return self.lean * min(max((none - max(height, width)) / max(none - full, 1), 0.0), 1.0)
 
 
 @dataclass(frozen=True)

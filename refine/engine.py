@@ -143,6 +143,7 @@ class Refiner:
                 self._check_seeing(pair, chosen)
             guided = self._guided(pair, chosen, proposals, embedding)
             frame = Frame(guided.image, guided.mask, self.spec.cascade, self.device, embedding=guided.embedding)
+            chosen = self._sized(chosen, frame.original)
             prepared = self._now()
             outcome = self._cascade(frame, chosen, self.plan(frame.original, **options))
             probability = frame.cut(outcome.last)
@@ -190,6 +191,7 @@ class Refiner:
             started = self._now()
             picture, mask = (stack.enter_context(Slide(path)) for path in (image, coarse_mask))
             plan = self.plan(picture.size, windowed=True, **options)
+            chosen = self._sized(chosen, picture.size)
             key = {
                 "files": [identity(path) for path in (image, coarse_mask)],
                 "options": chosen.as_dict(),
@@ -221,7 +223,7 @@ class Refiner:
         return plan(self.network, padded, sizes, chosen, self.dtype, windowed=windowed, guidance=self._seeing(chosen))
 
     def _chosen(self, changes: dict[str, Any]) -> Options:
-        """The options of a call, where None is the model's own choice."""
+        """The options of a call, where None is the model's own choice; `_sized` adds what the picture decides."""
         options, cascade = self.options.but(**changes), self.spec.cascade
         guidance = options.guidance or self.spec.guidance or None
         if guidance != (self.spec.guidance or None) and (self.spec.guidance or guidance != UNTRAINED):
@@ -233,9 +235,12 @@ class Refiner:
             decode=options.decode or cascade.decode,
             coarse_decode=options.coarse_decode or cascade.coarse_decode,
             guard=cascade.guard if options.guard is None else options.guard,
-            lean=cascade.lean if options.lean is None else options.lean,
             passes=cascade.passes if options.passes is None else options.passes,
         )
+
+    def _sized(self, options: Options, size: tuple[int, int]) -> Options:
+        """The options for a picture of this size (H, W)."""
+        return options if options.lean is not None else options.but(lean=self.spec.cascade.leaning(*size))
 
     def _guided(
         self,

@@ -86,6 +86,10 @@ def test_a_schedule_of_steps_falls_by_ten_at_each_milestone():
             {"model": "crm-s+v2.1", "proposals": "slic", "batch": 1, "crop": 64, "window": 64},
             "batch norms a single value",
         ),
+        ({"cascade": {"lean_fades": 600}}, r"cascade\.lean_fades=600 is not possible; give two lengths"),
+        ({"cascade": {"lean_fades": [600]}}, r"cascade\.lean_fades=\[600\] is not possible; give two lengths"),
+        ({"cascade": {"lean_fades": [600, "800"]}}, "cascade.lean_fades='800' is not possible; give a whole number"),
+        ({"cascade": {"lean_fades": [800, 600]}}, "cascade.lean_fades=600 is not possible; give a whole number of 800"),
         ({"cascade": {"sure": "0.1"}}, r"cascade\.sure='0\.1' is not possible; give a number of 0 up to 0\.5"),
         ({"cascade": {"decode": "all"}}, "decode='all' is unknown; known are dense"),
     ],
@@ -115,8 +119,9 @@ def test_a_recipe_is_read_from_toml(tmp_path):
 def test_a_recipe_says_how_the_cascade_differs_from_the_models_own():
     own = PRESETS["crm-r50"].cascade
     assert Recipe(model="crm-r50").spec().cascade == own
-    found = Recipe(model="crm-r50", cascade={"smallest": 360, "lean": -0.5}).spec().cascade
-    assert found == replace(own, smallest=360, lean=-0.5)
+    changes = {"smallest": 360, "lean": -0.5, "lean_fades": [400, 500]}
+    found = Recipe(model="crm-r50", cascade=changes).spec().cascade
+    assert found == replace(own, smallest=360, lean=-0.5, lean_fades=(400, 500))
 
 
 def test_a_cascade_of_a_file_is_in_the_weights_specification(tmp_path):

@@ -122,7 +122,8 @@ _UNGUIDED: Final[dict[str, Spec]] = {
             coarse_decode="next",
             decode="strided",
             guard=True,
-            lean=1.1,  # what it gives and takes: weights/README.md
+            lean=2.0,  # what it gives and takes: weights/README.md
+            lean_fades=(600, 800),
             sure=0.005,
             empty=0.0,
         ),

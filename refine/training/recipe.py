@@ -136,7 +136,10 @@ class Recipe:
     def spec(self) -> Spec:
         """Of the model that is trained."""
         base = preset(self.model)
-        base = replace(base, cascade=replace(base.cascade, **self.cascade))
+        changes: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in self.cascade.items()
+        }
+        base = replace(base, cascade=replace(base.cascade, **changes))
         if self.model != "crm-s":
             return base
         return replace(base, arguments={**base.arguments, "trunk": self.trunk, "decoder": self.decoder})
@@ -224,7 +227,7 @@ def _check_each(recipe: Recipe) -> None:
 
 def _check_cascade(cascade: Any) -> None:
     """Raises `OptionError` for what is no table of fields that a recipe may set."""
-    known = ", ".join(("decode", *_CASCADE))
+    known = ", ".join(("decode", *_CASCADE, "lean_fades"))
     if not isinstance(cascade, Mapping):
         raise OptionError(f"cascade={cascade!r} is not possible; give a table with some of {known}")
     for name, value in cascade.items():
@@ -232,6 +235,11 @@ def _check_cascade(cascade: Any) -> None:
             one_of("cascade.decode", value, DECODES)
         elif name in _CASCADE:
             _check_number(f"cascade.{name}", value, *_CASCADE[name])
+        elif name == "lean_fades":
+            if not isinstance(value, list | tuple) or len(value) != 2:
+                raise OptionError(f"cascade.lean_fades={value!r} is not possible; give two lengths, as in [600, 800]")
+            for side, least in zip(value, (0, value[0]), strict=True):
+                _check_number("cascade.lean_fades", side, int, least, 10**6)
         else:
             raise OptionError(f"a recipe sets no {name!r} of a cascade; it may set {known}")
 
