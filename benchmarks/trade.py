@@ -65,7 +65,7 @@ CHOICES: Final[dict[str, Choice]] = {
     "default, band 12": _policy("default", marker="v", band=12),
     "default, band 48": _policy("default", marker="^", band=48),
     "default, coarse scales in full": _policy("default", marker="D", coarse_decode="full"),
-    "default, lean 0": _policy("default", marker="p", lean=0),
+    "default, lean 1": _policy("default", marker="p", lean=1),
     "default, 2 passes": _policy("default", marker="d", passes=2),
     "default, no guard": _policy("default", marker="X", guard=False),
     "default, guided by superpixels": Choice(

@@ -239,7 +239,8 @@ NoGuard = Annotated[
 Lean = Annotated[
     float | None,
     _method(
-        "--lean NUMBER", "0: contours at even odds; above, fuller masks, below, tighter ones. Default: the model's."
+        "--lean NUMBER",
+        "0: contours at even odds; above, fuller masks, below, tighter ones. Default: the model's, by picture size.",
     ),
 ]
 Passes = Annotated[
