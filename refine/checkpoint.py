@@ -266,7 +266,9 @@ def check(state: "Mapping[str, Tensor]", expected: Mapping[str, tuple[int, ...]]
         return
     fits = len(expected) - len(missing) - len(shapes)
     what = "belongs to another model" if 2 * fits < len(expected) else "is a partial or changed checkpoint"
-    raise WeightsError(f"{os.fspath(source)}: {what}, {fits} of {len(expected)} tensors fit; {'; '.join(faults)}")
+    told = f"{what}, {fits} of {len(expected)} tensors fit; {'; '.join(faults)}"
+    hint = "; give the one it belongs to: model=NAME, --model NAME" if what.startswith("belongs") else ""
+    raise WeightsError(f"{os.fspath(source)}: {told}{hint}")
 
 
 def import_published(

@@ -128,7 +128,7 @@ class _MainJob(TyperCommand):
                 formatter.write_dl(rows)
         commands = ctx.parent.command.commands
         with formatter.section("Commands"):
-            formatter.write_dl([(name, c.get_short_help_str(80)) for name, c in commands.items() if name != MAIN])
+            formatter.write_dl([(name, c.get_short_help_str(120)) for name, c in commands.items() if name != MAIN])
 
 
 app = typer.Typer(
@@ -214,7 +214,7 @@ MaxMemory = Annotated[
     str | None,
     _machine(
         "--max-memory BYTES",
-        "Most memory to take, as in 2GiB; a TIFF that does not fit is refined by windows with a .tif output.",
+        "Most memory to take, as in 2GiB; a TIFF that does not fit is refined by windows into a TIFF (-o NAME.tif).",
     ),
 ]
 _guidance = _method(
@@ -339,7 +339,7 @@ def _refine(
             path.stat()
         except OSError as error:
             what = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
-            talk.failed(path, f"{what}: {str(path)!r}", pair=todo[0])
+            talk.failed(todo[0].image, f"{what}: {str(path)!r}", pair=todo[0])
             raise typer.Exit(1) from error
     for image_path, reason in found.ambiguous:
         talk.failed(image_path, reason)
@@ -590,7 +590,7 @@ def _refine_by_windows(refiner: Refiner, pair: Pair, *, show: bool) -> Report:
 def _reason(error: Exception) -> str | None:
     """What a user can do something about, in one line; None for our own mistakes."""
     if is_out_of_memory(error):
-        return "out of memory; a smaller --tile, --dtype bfloat16 or --device cpu needs less"
+        return "out of memory; --max-memory plans tiles that stay below it, --dtype bfloat16 or --device cpu needs less"
     return _one_line(error) if isinstance(error, RefineError | OSError) else None
 
 
@@ -725,7 +725,7 @@ def _weights_get(
     name: Annotated[str, _row("NAME", "sam-vit-b (375 MB), sam-vit-l (1.2 GB) or sam-vit-h (2.6 GB).")],
     quiet: Annotated[bool, _row("-q, --quiet", "Print errors and the file's name only.")] = False,
 ) -> None:
-    """Download published weights to the cache folder (REFINE_CACHE), checked by SHA-256; not where they are."""
+    """Download published weights to the cache folder (REFINE_CACHE), checked by SHA-256, unless they are there."""
     from refine.download import fetch
 
     print(fetch(name, quiet=quiet or not sys.stderr.isatty()))

@@ -43,14 +43,16 @@ class Options:
     along the contour, and overlooks what changes far from it."""
 
     band: int = 24
-    """px on both sides of the contour, counted in queries of each scale: wide at coarse scales, narrow at the last."""
+    """px on both sides of the contour, counted on the grid that a scale decodes: with `coarse_decode`
+    "next" the next scale's picture, wide at coarse scales; with "full" the picture itself."""
 
     padding: int = 32
     """px around bounding boxes, counted likewise."""
 
     coarse_decode: str | None = None
     """Where the scales before the last are decoded: "full" at every pixel of the picture, as published; "next" only at
-    the samples that the next scale reads, 1/64 to 1 of them. None is what the model was trained for."""
+    the samples that the next scale reads, 1/16 to 1 of them unless the picture is seen enlarged. None is what the model
+    was trained for."""
 
     guard: bool | None = None
     """Whether to take back, after every scale, parts of the result that touch nothing of the coarse mask, and holes
@@ -139,6 +141,7 @@ class Options:
                 continue
             if not isinstance(value, Integral) or isinstance(value, bool) or value < lowest:
                 raise OptionError(f"{name}={value!r} is not possible; give a whole number of at least {lowest}")
+            object.__setattr__(self, name, int(value))  # NumPy's would overflow, and JSON has none
         if self.groups > MOST_GROUPS:
             raise OptionError(
                 f"groups={self.groups!r} is not possible; give at most {MOST_GROUPS}, a megabyte for each"

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from refine.errors import OptionError
 from refine.evaluation import sheet
 from refine.io import write_image, write_mask
 from refine.metrics import iou, mean_boundary_accuracy
@@ -28,7 +29,11 @@ def run_demo(
 
     Writes into ``out``: ``demo_image.jpg``, ``demo_coarse.png``, ``demo_refined.png``, and ``before_after.png`` to look
     at. The seconds are those of one call after a warm-up on a small picture.
+
+    Raises as `refiner` does, and `OptionError` for a seed below 0.
     """
+    if seed < 0:
+        raise OptionError(f"seed={seed} is not possible; give a whole number from 0")
     chosen = refiner(model=model, device=device, dtype=dtype)
     warm_image, warm_truth = scene(np.random.default_rng(seed), *_WARM_UP)
     chosen.refine(warm_image, warm_truth)

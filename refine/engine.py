@@ -9,7 +9,7 @@ result    probability, mask and report
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -27,7 +27,7 @@ from refine.devices import peak_memory, resolve_device, resolve_dtype, share_thr
 from refine.errors import InputError, OptionError, one_of
 from refine.features import latent_at, whole_latent, with_deep
 from refine.frame import Frame, View, scaled
-from refine.guard import Guard
+from refine.guard import FOREGROUND, Guard
 from refine.guidance import Encoder, Proposals, ProposalSource
 from refine.guidance.cache import Cached
 from refine.guidance.guide import Guided, by_embedding, by_points, by_proposals
@@ -69,6 +69,11 @@ class _Outcome:
     kept: dict[float, NDArray[np.float32]] = field(default_factory=dict)
     reports: list[ScaleReport] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+
+    def end(self, frame: Frame, kept: Iterable[float]) -> None:
+        """All is background, also after the scales whose probabilities are ``kept``."""
+        self.last = Constant(0.0, frame.size)
+        self.kept |= {scale: frame.cut(self.last) for scale in kept}
 
 
 SMALL = 2**14  # queries of a window below which encoding by area gains nothing
@@ -168,7 +173,7 @@ class Refiner:
 
         image, coarse_mask: TIFF or BigTIFF, best tiled; the mask may be smaller. out: a TIFF, written whole or not at
         all. What is done so far lies in a folder ``<out>.work`` beside it, from which the same call goes on after it
-        was interrupted or killed; it is removed at the end. Needs disk space there for some 10 bytes per px, 16 where
+        was interrupted or killed; it is removed at the end. Needs disk space there for some 10 bytes per px, 18 where
         coarse scales are decoded in full, and 4 more for each further pass.
 
         Gives what `refine` gives for the same files. Raises as `refine` does, and `OptionError` where ``out`` is one of
@@ -220,7 +225,8 @@ class Refiner:
         chosen, pad = self._chosen(options), self.spec.cascade.pad
         padded = (size[0] + 2 * pad, size[1] + 2 * pad)
         sizes = tuple(scaled(padded, scale) for scale in self.spec.cascade.at(*size, chosen.passes))
-        return plan(self.network, padded, sizes, chosen, self.dtype, windowed=windowed, guidance=self._seeing(chosen))
+        seeing = self._seeing(chosen)
+        return plan(self.network, size, sizes, chosen, self.dtype, pad=pad, windowed=windowed, guidance=seeing)
 
     def _chosen(self, changes: dict[str, Any]) -> Options:
         """The options of a call, where None is the model's own choice; `_sized` adds what the picture decides."""
@@ -321,13 +327,17 @@ class Refiner:
 
     def _cascade(self, frame: Frame, options: Options, plan: Plan, progress: Progress | None = None) -> _Outcome:
         outcome = _Outcome(frame.mask)
+        scales = self.spec.cascade.at(*frame.original, options.passes)
         if frame.is_empty(frame.mask):
             outcome.warnings.append("the coarse mask is all background, and so is the result")
-            outcome.last = Constant(0.0, frame.size)
+            outcome.end(frame, scales if options.keep_scales else ())
             return outcome
-        scales = self.spec.cascade.at(*frame.original, options.passes)
         sizes = [frame.scaled(scale) for scale in scales]
         guard = Guard(frame, sizes[0]) if options.guard else None
+        if guard is not None and not (guard.coarse & FOREGROUND).any():
+            outcome.warnings.append(
+                "nothing of the coarse mask is above 0.5, and the guard holds it for all background"
+            )
         between = set(sizes) - {sizes[0], sizes[-1]}
         tell = _Told(progress, plan.tiles)
         for number, (scale, size, following) in enumerate(zip(scales, sizes, (*sizes[1:], None), strict=True)):
@@ -348,9 +358,7 @@ class Refiner:
             outcome.reports.append(report)
             if not grid.samples and frame.is_empty(p):
                 outcome.warnings.append(f"nothing of the mask was left at scale {scale:g}")
-                outcome.last = Constant(0.0, frame.size)
-                if options.keep_scales:
-                    outcome.kept |= {each: frame.cut(outcome.last) for each in scales[number:]}
+                outcome.end(frame, scales[number:] if options.keep_scales else ())
                 break
             if guard is not None and between and number == 0:
                 guard.compare(outcome.last)
@@ -435,7 +443,8 @@ class Refiner:
         started = self._now()
         rows, columns = (axis[part] for axis, part in zip((view.rows, view.columns), window.slices, strict=True))
         if selection.area.size <= SMALL or np.count_nonzero(selection.area) > MOST * selection.area.size:
-            side = tile + 2 * options.stride + 4 * network.window  # the window in one piece
+            # The window in one piece, unless a wide stride makes it larger than what memory was planned for.
+            side = tile + 2 * min(options.stride, network.window) + 4 * network.window
             latent, first = whole_latent(network, view, window, dtype=self.dtype, tile=side, patch=options.patch)
             cells = Blocks.around(latent, network.stride, first)
         else:

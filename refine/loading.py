@@ -34,7 +34,9 @@ def load_network(model: str, weights: str | Path | None) -> tuple[Network, Spec,
         except WeightsError as error:
             raise WeightsError(f"{path}: {error}") from error
         if spec.model != model:
-            raise WeightsError(f"{path} holds weights of {spec.model}, not of {model}; pass model={spec.model!r}")
+            raise WeightsError(
+                f"{path} holds weights of {spec.model}, not of {model}; give model={spec.model!r}, --model {spec.model}"
+            )
     try:
         network = build(spec)
     except (TypeError, ValueError, RuntimeError) as error:

@@ -68,6 +68,10 @@ def find_pairs(
     where many files hold no pair or a folder cannot be read.
     """
     kinds = {_kind(image), _kind(mask) if mask is not None else _kind(image)}
+    if mask is None or len(kinds) > 1:
+        for word in (image, mask or image):
+            if _kind(word) == "file" and not os.path.lexists(word):
+                raise OptionError(f"no such file, folder or command: {word!r}")
     if mask is None and kinds != {"folder"}:
         raise OptionError(
             f"no MASK for the image {image!r}; give IMAGE and MASK, or one folder of *_im and *_seg files"

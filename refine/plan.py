@@ -81,17 +81,19 @@ def plan(
     options: Options,
     dtype: torch.dtype,
     *,
+    pad: int = 0,
     windowed: bool = False,
     guidance: int = 0,
 ) -> Plan:
     """Sizes to refine a picture of ``size`` (H, W) with, under ``options.max_memory`` if that is given.
 
-    scales: (h, w) of the inputs, border included. windowed: the picture and its masks stay in files. guidance: bytes,
-    see `Plan`; they are told, and held to the cap only where it is known that nothing is kept, by the refiner.
+    scales: (h, w) of the inputs, border included. pad: px of the border. windowed: the picture and its masks stay in
+    files. guidance: bytes, see `Plan`; they are told, and held to the cap only where it is known that nothing is kept,
+    by the refiner.
 
     Raises `OptionError`: nothing fits under the cap; the message states the least that does.
     """
-    picture = WINDOWED if windowed else PER_PIXEL * math.prod(size)
+    picture = WINDOWED if windowed else PER_PIXEL * math.prod(n + 2 * pad for n in size)
     cap = options.max_bytes
 
     def at(tile: int) -> Plan:
@@ -109,10 +111,10 @@ def plan(
             chosen = at(tile)
     if cap is not None and chosen.peak > cap:
         remedy = "allow more" if options.tile is None else "allow more, or leave the tile's size open"
-        hint = "" if windowed else "; TIFF files can be refined by windows with a .tif output, which needs less"
+        hint = "" if windowed else "; a TIFF alone, with -o NAME.tif, is refined by windows, which needs less"
         raise OptionError(
             f"max_memory of {cap / GIB:.2f} GiB is too little for {size[0]} x {size[1]}: at least "
-            f"{chosen.peak / GIB:.2f} GiB are needed; {remedy}{hint}"
+            f"{math.ceil(100 * chosen.peak / GIB) / 100:.2f} GiB are needed; {remedy}{hint}"
         )
     return chosen
 

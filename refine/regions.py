@@ -1,4 +1,4 @@
-"""Which pixels to decode (seed 002, section 3.1.2), and on which grid.
+"""Which pixels to decode (the thesis, section 3.1.2), and on which grid.
 
 A policy looks at the probabilities before a scale and names the queries to decode; all others keep their value. What it
 says of a pixel depends on a finite neighbourhood alone, so that it can be asked window by window.

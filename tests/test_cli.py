@@ -272,7 +272,7 @@ def test_too_little_memory_is_a_failed_file_and_not_a_crash(run: Run, engine: En
     outcome = run("i", "m", "-o", "out")
     assert outcome.code == 1
     assert "out of memory" in outcome.err
-    assert "--tile" in outcome.err
+    assert "--max-memory" in outcome.err
     assert Path("out/b_mask.png").is_file()
 
 

@@ -44,7 +44,9 @@ def test_the_least_value_of_an_option_is_possible(least):
 
 
 def test_numbers_of_numpy_are_numbers():
-    assert Options().but(stride=np.int64(8), band=np.uint8(3)).stride == 8
+    options = Options().but(stride=np.uint8(8), tile=np.int64(64))
+    assert options == Options(stride=8, tile=64)
+    assert {type(options.stride), type(options.tile)} == {int}
 
 
 @pytest.mark.parametrize("field", ["decode", "coarse_decode", "tile", "max_memory"])

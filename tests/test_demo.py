@@ -7,6 +7,7 @@ import pytest
 import refine.demo
 from refine.checkpoint import weights_dir
 from refine.demo import run_demo
+from refine.errors import OptionError
 from refine.io import read_image, read_mask
 
 SIZE = (270, 480)
@@ -53,3 +54,8 @@ def test_the_default_weights_improve_the_demo(tmp_path):
     figures = run_demo(tmp_path, device="cpu", dtype="float32", size=(540, 960))
     assert figures["mBA after (%)"] > figures["mBA before (%)"]
     assert figures["IoU after (%)"] > figures["IoU before (%)"]
+
+
+def test_a_seed_below_zero_is_refused_before_anything_is_loaded(tmp_path):
+    with pytest.raises(OptionError, match="seed=-1 is not possible"):
+        run_demo(tmp_path, seed=-1)

@@ -167,6 +167,26 @@ def test_an_empty_mask_is_returned_with_a_warning(refiner, size):
     assert refined.report.scales == ()
 
 
+def test_the_scales_of_an_empty_mask_are_kept_as_well(shipped):
+    refined = shipped.refine(np.full((500, 800, 3), 90, np.uint8), np.zeros((500, 800), bool), keep_scales=True)
+    assert list(refined.scales) == list(shipped.spec.cascade.at(500, 800))
+    assert not any(p.any() for p in refined.scales.values())
+
+
+@pytest.mark.parametrize(("highest", "told"), [(0.49, 1), (0.55, 0)])
+def test_a_soft_mask_that_the_guard_takes_for_all_background_is_told(shipped, highest, told):
+    image, mask = pair(150, 201)
+    warnings = shipped.refine(image, highest * mask.astype(np.float32)).report.warnings
+    assert sum("nothing of the coarse mask is above 0.5" in text for text in warnings) == told
+
+
+def test_numbers_of_any_numpy_type_are_options(refiner):
+    image, mask = pair(600, 700)
+    given, plain = ({"decode": "strided", "stride": kind(4), "tile": kind(96)} for kind in (np.uint8, int))
+    np.testing.assert_array_equal(refiner.refine(image, mask, **given), refiner.refine(image, mask, **plain))
+    assert json.dumps(refiner.plan((600, 700), **given).as_dict())
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 70), (70, 1), (33, 31), (129, 300)])
 def test_an_all_foreground_mask_stays_so(shipped, size):
     image = np.full((*size, 3), 90, np.uint8)
@@ -670,7 +690,7 @@ def test_an_unknown_option_of_a_call_lists_the_known_ones(refiner):
 
 def test_weights_of_another_model_are_refused(tmp_path):
     path = lively_weights("crm-s", tmp_path / "w.safetensors")
-    with pytest.raises(WeightsError, match="pass model='crm-s'"):
+    with pytest.raises(WeightsError, match="give model='crm-s', --model crm-s"):
         refine.Refiner("crm-r50", weights=path)
 
 

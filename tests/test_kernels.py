@@ -103,6 +103,11 @@ class TestContourBand:
         mask = blobs((150, 140))
         np.testing.assert_array_equal(contour_band(mask, 5), contour_band(~mask, 5))
 
+    def test_a_band_wider_than_the_picture_takes_no_more_memory(self):
+        for shape in ((50, 70), (3, 30000)):
+            mask = blobs(shape)
+            np.testing.assert_array_equal(contour_band(mask, 10**7), np.ones_like(mask))
+
     def test_a_band_below_one_is_refused(self):
         with pytest.raises(AssertionError):
             contour_band(np.ones((3, 3), bool), 0)
@@ -197,11 +202,12 @@ class TestAreaReduce:
                 assembled[top : window[1], left : window[3]] = tile
         np.testing.assert_array_equal(assembled, full)
 
+    @pytest.mark.parametrize("channels", [3, 6])
     @pytest.mark.parametrize("factor", [1, 2, 3, 6, 7])
-    def test_a_whole_factor_gives_the_mean_of_the_box_with_halves_rounded_up(self, factor):
-        source = picture((42 * 3, 42 * 2), np.uint8)
+    def test_a_whole_factor_gives_the_mean_of_the_box_with_halves_rounded_up(self, factor, channels):
+        source = np.concatenate([picture((42 * 3, 42 * 2), np.uint8)] * (channels // 3), axis=2)
         n, m = source.shape[0] // factor, source.shape[1] // factor
-        boxes = source.reshape(n, factor, m, factor, 3).astype(int).sum((1, 3))
+        boxes = source.reshape(n, factor, m, factor, channels).astype(int).sum((1, 3))
         expected = (2 * boxes + factor**2) // (2 * factor**2)
         np.testing.assert_array_equal(whole_reduced(source, (n, m)), expected)
 

@@ -103,11 +103,19 @@ def test_every_size_is_refined_and_comes_back(name, size):
 
 
 @every_method
-@pytest.mark.parametrize("colour", [0, 255])
+@pytest.mark.parametrize("colour", [0, 255, (200, 30, 30)])
 def test_a_picture_of_one_colour_keeps_the_object(name, colour):
     truth = disc()
     refined = refine.run(np.full((*truth.shape, 3), colour, np.uint8), truth, model=name)
     assert iou(refined.mask, truth) > 0.9
+
+
+@pytest.mark.parametrize("colour", [128, (200, 30, 30)])
+def test_a_walk_over_one_colour_leaves_the_mask_and_says_so(colour):
+    mask = blocky(disc())
+    refined = refine.run(np.full((*mask.shape, 3), colour, np.uint8), mask, model="random-walker")
+    np.testing.assert_array_equal(refined.mask, mask)
+    assert "one colour" in refined.report.warnings[0]
 
 
 @every_method
@@ -129,6 +137,24 @@ def test_opencvs_random_numbers_are_left_as_they_were():
         refine.run(photographed(disc()), blocky(disc()), model=model)
         drawn.append(cv2.randu(np.empty((3, 5), np.uint8), 0, 255))
     np.testing.assert_array_equal(*drawn)
+
+
+@pytest.mark.parametrize("epsilon", [1e-4, 1e-6])
+def test_the_guided_filter_of_a_grey_picture_is_that_of_one_channel(epsilon):
+    # Three equal channels of variance v: each gets a third of the one channel's coefficient at epsilon / 3.
+    truth = disc((200, 260), 80)
+    grey = cv2.GaussianBlur(np.where(truth, 210, 40).astype(np.uint8), (0, 0), 2)
+    p, r = np.roll(truth, 5, 1).astype(np.float32), 4
+    options = GuidedFilterOptions(radius=r / 260, epsilon=epsilon)
+    found = guided_filter(np.dstack([grey] * 3), p, options).probability
+    i, target = grey / 255, p.astype(np.float64)
+
+    def mean(x):
+        return cv2.boxFilter(x, cv2.CV_64F, (2 * r + 1, 2 * r + 1))
+
+    a = (mean(i * target) - mean(i) * mean(target)) / (mean(i * i) - mean(i) ** 2 + epsilon / 3)
+    expected = mean(a) * i + mean(mean(target) - a * mean(i))
+    np.testing.assert_allclose(found, expected.clip(0, 1), atol=0.01)
 
 
 def test_the_guided_filter_is_exact_in_tiles_and_follows_its_equations():

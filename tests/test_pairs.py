@@ -137,6 +137,13 @@ def test_one_file_does_not_go_with_many(image: str, mask: str) -> None:
         find(image, mask)
 
 
+@pytest.mark.parametrize(("image", "mask"), [("ii", "i"), ("i", "mm"), ("ii", None)])
+def test_what_is_not_there_is_told_before_what_does_not_go_together(image: str, mask: str | None) -> None:
+    touch("i/cat.jpg")
+    with pytest.raises(OptionError, match=f"no such file, folder or command: '{mask if mask == 'mm' else image}'"):
+        find(image, mask)
+
+
 def test_a_file_needs_a_mask() -> None:
     touch("cat.jpg")
     with pytest.raises(OptionError, match="no MASK"):

@@ -10,7 +10,7 @@ from refine.config import Options, parse_bytes
 from refine.errors import OptionError
 from refine.guidance import sam_memory
 from refine.models import PRESETS, build
-from refine.plan import GIB, LEAST, MIB, SMALLEST, plan
+from refine.plan import GIB, LEAST, MIB, PER_PIXEL, SMALLEST, plan
 
 SCALES = ((500, 750), (1000, 1500), (2000, 3000), (4000, 6000))
 
@@ -71,7 +71,7 @@ def test_a_cap_that_is_too_small_states_the_least_that_works(network):
     with pytest.raises(OptionError, match=r"at least \d+\.\d\d GiB are needed") as raised:
         planned(network, max_memory=LEAST)
     least = float(str(raised.value).split("at least ")[1].split(" GiB")[0])
-    assert planned(network, max_memory=f"{least + 0.01:.2f}GiB").tile < SMALLEST + 2 * 32
+    assert planned(network, max_memory=f"{least:.2f}GiB").tile < SMALLEST + 2 * 32
 
 
 def test_windows_of_files_need_no_memory_for_the_picture(network):
@@ -80,7 +80,7 @@ def test_windows_of_files_need_no_memory_for_the_picture(network):
     found = plan(network, slide, scales, Options(max_memory="4GiB"), torch.bfloat16, windowed=True)
     assert found.peak <= 4 * GIB
     assert found.tile >= 1024
-    with pytest.raises(OptionError, match=r"refined by windows with a \.tif output"):
+    with pytest.raises(OptionError, match=r"with -o NAME\.tif, is refined by windows"):
         plan(network, slide, scales, Options(max_memory="4GiB"), torch.bfloat16)
 
 
@@ -168,3 +168,11 @@ def test_what_segment_anything_takes_is_told_apart_from_the_cascade():
     assert "before, Segment Anything takes 2.45 GiB, where what it finds is not kept yet" in str(guided)
     assert "Segment Anything" not in str(plain)
     assert json.loads(json.dumps(guided.as_dict()))["guidance"] == sam_memory.PEAK["sam-vit-b"]
+
+
+def test_a_plan_speaks_of_the_picture_and_counts_its_border():
+    published = refine.Refiner("crm-r50", device="cpu")
+    assert published.plan((1000, 1200)).size == (1000, 1200)
+    assert published.plan((1000, 1200)).picture == PER_PIXEL * 1064 * 1264
+    with pytest.raises(OptionError, match="too little for 1000 x 1200"):
+        published.plan((1000, 1200), max_memory="100MiB")

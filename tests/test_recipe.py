@@ -177,6 +177,12 @@ def test_given_data_lies_where_it_says_and_drops_the_files_shares(tmp_path):
     assert read_recipe(path, tmp_path, given={"data": ["mine"]}) == Recipe(data=("mine",))
 
 
+def test_another_network_drops_the_files_cascade():
+    for model, expected in (("crm-s", PRESETS["crm-s"].cascade.lean), ("crm-r50+v2.1", 1.0)):
+        given = {"data": ["mine"], "model": model, "proposals": "slic" if "+" in model else ""}
+        assert read_recipe("crm-r50", given=given).spec().cascade.lean == expected
+
+
 def test_given_weights_replace_pretrained_features(tmp_path):
     path = tmp_path / "recipe.toml"
     path.write_text('data = ["a"]\npretrained = "mobilenetv2.npz"\n')

@@ -1,6 +1,6 @@
 """Fast math on plain arrays; knows nothing of refine.
 
-Each public function has a plain twin of the same name in `refine_kernels.reference`. Numba is loaded, and a kernel
+Each kernel has a plain twin of the same name in `refine_kernels.reference`. Numba is loaded, and a kernel
 compiled, when a function is first used; compiled kernels are cached on disk. `refine_kernels.threads` says how many
 threads they use.
 """

@@ -21,11 +21,11 @@ def contour_band(mask: NDArray[np.bool_], band: int) -> NDArray[np.bool_]:
     """Pixels (H, W) bool that have one of the other class within ``band`` px in y and in x.
 
     mask: (H, W) bool; pixels outside the picture do not exist, so its border is no contour. band: at least 1; the work
-    grows with its logarithm.
+    grows with its logarithm, the memory with its square up to some of the mask's.
     """
     assert band >= 1, band
     out = np.zeros(mask.shape, np.bool_)
-    square = max(128, 4 * band)  # the margin of a band at each side stays cheap
+    square = max(128, 4 * min(band, max(mask.shape)))  # the margin of a band at each side stays cheap
     pixels = np.ascontiguousarray(mask, np.bool_).view(np.uint8)
     share(_contour_band_kernel, -(-len(mask) // square), square, pixels, band, out)
     return out
@@ -102,24 +102,25 @@ def _contour_band_kernel(first: Any, last: Any, square: Any, mask: Any, band: An
     # In squares, because most of them see no contour and are done once that is known. Codes 1, 2, 3 say that a pixel's
     # neighbours are of the one class, the other, both; 0 is outside the picture.
     height, width = mask.shape
-    side = square + 2 * band
-    codes, spare = np.empty(side * side, np.uint8), np.empty(side * side, np.uint8)
+    high, wide = min(band, height), min(band, width)  # more reaches nothing else
+    deep, side = min(square, height) + 2 * high, min(square, width) + 2 * wide
+    codes, spare = np.empty(deep * side, np.uint8), np.empty(deep * side, np.uint8)
     for i in range(first, last):
         top, bottom = i * square, min((i + 1) * square, height)
         for left in range(0, width, square):
             right = min(left + square, width)
-            if one_class(mask, top - band, bottom + band, left - band, right + band):
+            if one_class(mask, top - high, bottom + high, left - wide, right + wide):
                 continue
             codes[:] = 0
-            start, end = max(left - band, 0), min(right + band, width)
-            for y in range(max(top - band, 0), min(bottom + band, height)):
-                begin = (y - top + band) * side + start - left + band
+            start, end = max(left - wide, 0), min(right + wide, width)
+            for y in range(max(top - high, 0), min(bottom + high, height)):
+                begin = (y - top + high) * side + start - left + wide
                 row = codes[begin : begin + end - start]
                 source = mask[y, start:end]
                 for x in range(row.size):
                     row[x] = 1 + source[x]
-            codes, spare = _spread(codes, spare, 2 * band + 1, 1)
-            codes, spare = _spread(codes, spare, 2 * band + 1, side)
+            codes, spare = _spread(codes, spare, 2 * wide + 1, 1)
+            codes, spare = _spread(codes, spare, 2 * high + 1, side)
             for y in range(top, bottom):
                 row = codes[(y - top) * side : (y - top + 1) * side]
                 target = out[y, left:right]

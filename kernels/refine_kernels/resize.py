@@ -52,8 +52,9 @@ def area_reduce(
     assert x <= first_column <= last_column <= x + source.shape[1], (source.shape, origin, window)
     if size == whole:  # a sample is its pixel
         return source[top - y : bottom - y, left - x : right - x].copy()
-    if source.dtype == np.uint8 and whole == (2 * size[0], 2 * size[1]):
-        # Four pixels each: OpenCV rounds these half up as well, and is ten times faster.
+    channels = source.shape[2] if source.ndim == 3 else 1
+    if source.dtype == np.uint8 and whole == (2 * size[0], 2 * size[1]) and channels in (1, 3, 4):
+        # Four pixels each: OpenCV rounds these half up as well, of so many channels, and is ten times faster.
         under = source[first_row - y : last_row - y, first_column - x : last_column - x]
         halved = cv2.resize(under, (right - left, bottom - top), interpolation=cv2.INTER_AREA)
         return np.asarray(halved, source.dtype).reshape(bottom - top, right - left, *source.shape[2:])
@@ -64,7 +65,7 @@ def area_reduce(
         _area_reduce_kernel,
         len(out),
         pixels,
-        source.shape[2] if source.ndim == 3 else 1,
+        channels,
         _edges(top, bottom, whole[0], size[0], y),
         _edges(left, right, whole[1], size[1], x),
         (float(size[0]), float(size[1])),

@@ -1,7 +1,7 @@
 """What a picture's regions say about a coarse mask: proposals, their sources and cache, and the versions of SAM-SR.
 
-The thesis (seed 002, section 3.3) puts Segment Anything before and into CRM in seven ways: see the modules by version,
-and `refine.guidance.guide`.
+The thesis (B. Sydor, Ukrainian Catholic University, 2023, section 3.3) puts Segment Anything before and into CRM in
+seven ways: see the modules by version, and `refine.guidance.guide`.
 """
 
 from refine.guidance.cache import Encoder

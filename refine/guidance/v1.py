@@ -1,4 +1,4 @@
-"""SAM-SR v1: the proposals that a coarse mask covers are refined in its place (seed 002, section 3.3.1).
+"""SAM-SR v1: the proposals that a coarse mask covers are refined in its place (the thesis, section 3.3.1).
 
 With proposals P_1, ..., P_n and the coarse mask M, sets of pixels at the proposals' size:
 

@@ -1,4 +1,4 @@
-"""SAM-SR v2.1: proposals painted as a picture, three more channels of the network's input (seed 002, section 3.3.2)."""
+"""SAM-SR v2.1: proposals painted as a picture, three more channels of the network's input (the thesis, 3.3.2)."""
 
 import numpy as np
 from numpy.typing import NDArray

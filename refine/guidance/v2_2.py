@@ -1,4 +1,4 @@
-"""SAM-SR v2.2: what SAM makes of points in the coarse mask, one more channel of the input (seed 002, 3.3.2)."""
+"""SAM-SR v2.2: what SAM makes of points in the coarse mask, one more channel of the input (the thesis, 3.3.2)."""
 
 from collections.abc import Callable
 from typing import Final

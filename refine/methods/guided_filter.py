@@ -59,8 +59,9 @@ def _filtered(image: NDArray[np.uint8], p: NDArray[np.float32], r: int, epsilon:
         (i, j): mean(planes[i] * planes[j]) - means[i] * means[j] + np.float32(epsilon * (i == j))
         for i, j in ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))
     }
-    with_p = [mean(planes[i] * p) - means[i] * of_p for i in range(3)]
-    (rr, rg, rb, gg, gb, bb) = sigma.values()
+    # In float64, since the cofactors of channels that are nearly the same, as in grey pictures, cancel.
+    with_p = [(mean(planes[i] * p) - means[i] * of_p).astype(np.float64) for i in range(3)]
+    (rr, rg, rb, gg, gb, bb) = (value.astype(np.float64) for value in sigma.values())
     cofactors = (
         (gg * bb - gb * gb, gb * rb - rg * bb, rg * gb - gg * rb),
         (gb * rb - rg * bb, rr * bb - rb * rb, rb * rg - rr * gb),

@@ -33,7 +33,7 @@ def random_walker(image: NDArray[np.uint8], mask: NDArray[np.float32], options: 
     if not band.usable:
         return band.unchanged(mask)
     colours = band.image / np.float32(255)
-    if np.ptp(band.image) == 0:
+    if not np.ptp(band.image, axis=(0, 1)).any():
         return Outcome(mask, ("the picture has one colour around the coarse mask, which stays as it is",))
     seeds = np.where(band.open, 0, np.where(band.mask, 1, 2))
     # In a narrow band the direct solver ("bf") is exact and as fast as the iterative ones, which stop far from it.

@@ -1,9 +1,9 @@
 """How good a mask is: overlap, boundary, distance, probability and matte figures, and the harm that refining did.
 
 Every figure takes arrays (H, W) of the same shape, the truth last. A mask is bool (preferred), integer {0, 1}, integer
-0..255 (set where > 128, as the protocol of the BIG data set reads files) or float in [0, 1] (set where > 0.5). A
-probability or alpha matte is float in [0, 1], bool, integer {0, 1} or integer 0..255 (divided by 255; integers of 0 and
-1 alone are taken for a mask, so give floats where 1 of 255 may be the highest). Anything else is an
+0..255 with a pixel above 128 (set where > 128, as the protocol of the BIG data set reads files) or float in [0, 1] (set
+where > 0.5). A probability or alpha matte is float in [0, 1], bool, integer {0, 1} or integer 0..255 (divided by 255;
+integers of 0 and 1 alone are taken for a mask, so give floats where 1 of 255 may be the highest). Anything else is an
 :class:`~refine.errors.InputError`. Where both masks are empty the prediction is perfect: shares are 1.0, errors and
 distances 0.0.
 """

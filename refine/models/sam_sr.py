@@ -1,4 +1,4 @@
-"""SAM-SR v3: features of Segment Anything's encoder beside a shallow one of the picture itself (seed 002, 3.3.3).
+"""SAM-SR v3: features of Segment Anything's encoder beside a shallow one of the picture itself (the thesis, 3.3.3).
 
 The deep branch knows what objects are, in 64 x 64 cells of the whole picture; the shallow one, crm-s's stem and one
 level more, where their edges lie. A few convolutions fuse both at /8: there the coarsest scale still has about a cell

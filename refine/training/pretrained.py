@@ -20,7 +20,8 @@ def load_mobilenet_v2(trunk: Trunk, path: Path) -> None:
     Raises `WeightsError` for a file that is no such archive, or where a name is missing or a shape differs.
     """
     if not path.is_file():
-        raise WeightsError(f"pretrained features {path} do not exist; give the path of mobilenetv2.npz")
+        without = "or train without, --set 'pretrained=\"\"'"
+        raise WeightsError(f"pretrained features {path} do not exist; give the path of mobilenetv2.npz, {without}")
     if not is_zipfile(path):
         raise WeightsError(f"{path}: no .npz, or not a whole one; give the path of mobilenetv2.npz")
     with np.load(path, allow_pickle=False) as arrays:
@@ -61,7 +62,9 @@ def _copy(layer: ConvNorm, arrays: "np.lib.npyio.NpzFile", kernel: str, norm: st
 
 def _array(arrays: "np.lib.npyio.NpzFile", name: str) -> Tensor:
     if name not in arrays.files:
-        raise WeightsError(f"pretrained features lack {name}; give MobileNetV2 of width 1.0 with Keras' names")
+        raise WeightsError(
+            f"pretrained features lack {name}; give MobileNetV2 of width 1.0 with Keras' names, kernels (out, in, h, w)"
+        )
     try:
         return torch.from_numpy(arrays[name].astype(np.float32))
     except (ValueError, BadZipFile) as error:

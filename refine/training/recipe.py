@@ -293,7 +293,8 @@ def read_recipe(
     """A recipe from a TOML file, from one that ships (by its name), or from the defaults (None), with changes.
 
     root: the folder that relative paths in the file and in the changes lie in. given: fields by their name, over those
-    of the file; other data drops its shares, initial weights its pretrained features. changes: lines of TOML, over all
+    of the file; other data drops its shares, initial weights its pretrained features, another network (that of
+    "crm-s+v2.1" is crm-s) its cascade. changes: lines of TOML, over all
     others; the last wins. A dotted name (``cascade.lean=0.5``) changes that alone in its table.
 
     Raises `OptionError` for what cannot be read or is no recipe.
@@ -303,6 +304,11 @@ def read_recipe(
     for new, old in (("data", "shares"), ("initial", "pretrained")):
         if new in given:
             values.pop(old, None)
+    networks = {
+        str(found.get("model", _DEFAULTS["model"])).partition("+")[0] for found in (values, {**values, **given})
+    }
+    if len(networks) > 1:
+        values.pop("cascade", None)
     values |= given
     for line in changes:
         changed = _rooted(_toml(line, line), root)
