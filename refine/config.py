@@ -58,7 +58,8 @@ class Options:
     """Whether to take back, after every scale, parts of the result that touch nothing of the coarse mask, and holes
     that touch nothing of its background; and, before the last scale, thick parts of which the first one was surer that
     they are ground than this one is of the object, if the first added next to nothing to the coarse mask. Told on the
-    grid of the first scale (`refine.guard`). None is the model's own choice."""
+    grid of the first scale (`refine.guard`). After the last scale also specks and pinholes of up to 64 px that are sure
+    nowhere. None is the model's own choice."""
 
     lean: float | None = None
     """Where a contour runs that the picture leaves open: added to the last scale's logits, so that a pixel of the

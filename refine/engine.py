@@ -173,7 +173,7 @@ class Refiner:
 
         image, coarse_mask: TIFF or BigTIFF, best tiled; the mask may be smaller. out: a TIFF, written whole or not at
         all. What is done so far lies in a folder ``<out>.work`` beside it, from which the same call goes on after it
-        was interrupted or killed; it is removed at the end. Needs disk space there for some 10 bytes per px, 18 where
+        was interrupted or killed; it is removed at the end. Needs disk space there for some 11 bytes per px, 19 where
         coarse scales are decoded in full, and 4 more for each further pass.
 
         Gives what `refine` gives for the same files. Raises as `refine` does, and `OptionError` where ``out`` is one of
@@ -353,6 +353,8 @@ class Refiner:
                 taken_back = guard.take_back(p, name)
                 if size in between:
                     taken_back += guard.doubt(p, name)
+                if following is None:
+                    taken_back += guard.specks(p, name)
                 report = replace(report, taken_back=taken_back)
             outcome.last = p if grid.samples is None else Interpolated(p, *(s.table for s in grid.samples))
             outcome.reports.append(report)

@@ -8,7 +8,8 @@ possible. Where the first scale, which sees the most around a pixel, adds next t
 one that adds a thick part must be surer of it than the first was of the ground there. The last scale is left alone.
 
 All this is told on a grid of cells, those of the cascade's first scale, so that it costs next to nothing and needs
-little memory whatever the picture's size; parts less than a cell apart are one.
+little memory whatever the picture's size; parts less than a cell apart are one. What is smaller is told by pixels,
+after the last scale: specks and pinholes that are sure nowhere are taken back as well.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,6 +27,9 @@ BACKGROUND, FOREGROUND = 1, 2  # bits of a cell: has pixels of the class
 MISSED = 0.01  # share of the object's cells; if the first scale adds no more, the coarse mask misses no part
 LIKELY = 0.25  # mean probability of a cell, from which the next scale may make it the object
 THICK = 2  # cells; the side of a square that fits into a thick part
+
+SURE = 0.1  # a probability this close to 0 or 1 is sure
+SMALL = 64  # px; the height and width of the largest speck or pinhole
 
 Bits = NDArray[np.uint8]
 
@@ -81,6 +85,37 @@ class Guard:
             return np.where((now > then) & (now + then < 1), then, now)
 
         return self._given_back(f"guard-doubts-{name}", near, p, before)
+
+    def specks(self, p: Held, name: str) -> int:
+        """Gives probabilities (H, W) the coarse mask's values in small parts and holes none of whose pixels are sure.
+
+        p: an array of the frame's store, written in place; name: of it. Returns the number of pixels given back.
+        """
+        store, coarse, count = self.frame.store, self.frame.resized(self.frame.mask, p.size), 0
+        found = store.array(f"guard-specks-{name}", p.size, np.bool_)
+        parts = [*bands(p.size, (4 * p.size[0], p.size[1]))]  # what lies between takes four times as much
+        for band in parts:
+            step = f"guard-specks-{name} {band.top}"
+            if not store.done(step):
+                seen = band.grown(SMALL + 1, *p.size)
+                found[band.slices] = _unsure(p.read(seen))[band.moved(-seen.top, -seen.left).slices]
+                store.mark(step, found)
+        for band in parts:
+            step = f"guard-specks-{name} {band.top} given back"
+            if not store.done(step):
+                changed = 0
+                if (rows := np.flatnonzero(found[band.slices].any(1))).size:
+                    window = Window(band.top + int(rows[0]), band.top + int(rows[-1]) + 1, 0, p.size[1])
+                    now = p.array[window.slices]
+                    then = np.where(found[window.slices], coarse.read(window), now)
+                    changed = int(np.count_nonzero(then != now))
+                    now[...] = then
+                store.mark(step, p.array, record={"pixels": changed})
+                count += changed
+            else:
+                count += int(store.record(step)["pixels"])
+            store.release()
+        return count
 
     def _given_back(
         self,
@@ -161,3 +196,24 @@ def _loose(found: Bits, coarse: Bits, bit: int) -> NDArray[np.bool_]:
     held[np.unique(labels[(found & coarse & bit) > 0])] = True
     held[0] = True  # the other class
     return np.asarray(~held[labels], bool)
+
+
+def _unsure(p: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Pixels of parts (of 8 neighbours) and holes (of 4) of p (h, w) that are small and sure nowhere."""
+    out = np.zeros(p.shape, np.bool_)
+    doubt = (p > SURE) & (p < 1 - SURE)
+    rows, columns = (np.flatnonzero(doubt.any(axis)) for axis in (1, 0))
+    if not rows.size:
+        return out
+    # A part that is sure nowhere is one of the doubtful pixels' parts, which no sure pixel of its class touches.
+    near = slice(max(rows[0] - 1, 0), rows[-1] + 2), slice(max(columns[0] - 1, 0), columns[-1] + 2)
+    above, doubt = p[near] > 0.5, doubt[near]
+    for part, connectivity, shape in ((above, 8, cv2.MORPH_RECT), (~above, 4, cv2.MORPH_CROSS)):
+        loose = part & doubt
+        _, labels, stats, _ = cv2.connectedComponentsWithStats(loose.view(np.uint8), connectivity=connectivity)
+        sure = cv2.dilate((part & ~doubt).view(np.uint8), cv2.getStructuringElement(shape, (3, 3))).view(np.bool_)
+        small = (stats[:, cv2.CC_STAT_WIDTH] <= SMALL) & (stats[:, cv2.CC_STAT_HEIGHT] <= SMALL)
+        small[np.unique(labels[sure & loose])] = False
+        small[0] = False  # all else
+        out[near] |= small[labels]
+    return out

@@ -266,3 +266,118 @@ def test_scales_between_the_first_and_the_last_are_doubted(monkeypatch, side, pa
     image[mask] = 200
     Refiner().refine(image, mask, passes=passes)
     assert seen == wanted
+
+
+WIDE = (8, 60, 4, 124)
+SPECK, PINHOLE, LONG = (70, 74, 20, 24), (12, 16, 20, 24), (30, 34, 10, 110)
+
+
+def filled(*parts, coarse=WIDE):
+    """Probabilities of the object 1, with others in parts (window, p)."""
+    out = boxes(coarse)
+    for window, p in parts:
+        out[Window(*window).slices] = p
+    return out
+
+
+def without_specks(p, coarse=WIDE, store=None):
+    out = p.copy()
+    count = guard_of(boxes(coarse), store).specks(Held(out), "1")
+    return out, count
+
+
+@pytest.mark.parametrize(
+    ("parts", "given_back"),
+    [
+        ([(SPECK, 0.7)], [SPECK]),
+        ([(PINHOLE, 0.3)], [PINHOLE]),
+        ([(SPECK, 0.7), (PINHOLE, 0.3), ((80, 81, 90, 91), 0.89)], [SPECK, PINHOLE, (80, 81, 90, 91)]),
+        ([(SPECK, 0.7), ((71, 72, 21, 22), 0.95)], []),  # sure of a pixel
+        ([(PINHOLE, 0.3), ((13, 14, 21, 22), 0.05)], []),
+        ([(LONG, 0.3)], []),  # no pinhole
+        ([((60, 62, 20, 24), 0.7)], []),  # at the object
+        ([((60, 62, 124, 126), 0.7)], []),  # at its corner
+        ([((6, 12, 20, 24), 0.3)], []),  # open to the ground
+        ([((8, 9, 4, 5), 0.0), ((9, 10, 5, 6), 0.3)], [(9, 10, 5, 6)]),  # a hole that is closed but for a corner
+    ],
+)
+def test_specks_and_pinholes_that_are_sure_nowhere_are_given_back(parts, given_back):
+    p = filled(*parts)
+    expected = p.copy()
+    for window in given_back:
+        expected[Window(*window).slices] = boxes(WIDE)[Window(*window).slices]
+    out, count = without_specks(p)
+    np.testing.assert_array_equal(out, expected)
+    assert count == np.count_nonzero(p != expected)
+
+
+def test_a_pinhole_that_the_coarse_mask_has_stays():
+    coarse = boxes(WIDE) - boxes(PINHOLE)
+    p = filled((PINHOLE, 0.3))
+    guard_of(coarse).specks(Held(p), "1")
+    assert not (p[Window(*PINHOLE).slices] > 0.5).any()
+
+
+def noisy():
+    """A band of doubt around the object."""
+    distance = cv2.distanceTransform(boxes(WIDE).astype(np.uint8), cv2.DIST_L2, 5)
+    distance -= cv2.distanceTransform(1 - boxes(WIDE).astype(np.uint8), cv2.DIST_L2, 5)
+    noise = cv2.GaussianBlur(np.random.default_rng(0).normal(0, 6, SIZE).astype(np.float32), (0, 0), 1)
+    return (1 / (1 + np.exp(-(distance / 4 + noise)))).astype(np.float32)
+
+
+def test_of_random_probabilities_each_small_unsure_part_is_given_back_and_nothing_else():
+    p = noisy()
+    out, count = without_specks(p)
+    expected = p.copy()
+    for part, connectivity, sure in ((p > 0.5, 8, p >= 0.9), (p <= 0.5, 4, p <= 0.1)):
+        number, labels = cv2.connectedComponents(part.astype(np.uint8), connectivity=connectivity)
+        for label in range(1, number):
+            here = labels == label
+            if not sure[here].any() and max(np.ptp(at) for at in np.nonzero(here)) < 64:
+                expected[here] = boxes(WIDE)[here]
+    np.testing.assert_array_equal(out, expected)
+    assert count > 10
+
+
+@pytest.mark.parametrize("rows", [1, 7, 40])
+def test_by_bands_the_same_specks_are_given_back(monkeypatch, rows):
+    whole = without_specks(noisy())
+    monkeypatch.setattr("refine.planes.BAND", 4 * SIZE[1] * rows)
+    parts = without_specks(noisy())
+    np.testing.assert_array_equal(parts[0], whole[0])
+    assert parts[1] == whole[1]
+
+
+@pytest.mark.parametrize("marked", [False, True])
+@pytest.mark.parametrize("stop", range(1, 9))
+def test_specks_that_are_looked_for_again_stay_given_back(tmp_path, monkeypatch, stop, marked):
+    monkeypatch.setattr("refine.planes.BAND", 4 * SIZE[1] * 24)
+    whole, count = without_specks(noisy())
+
+    class Stop(Exception):
+        """In the place of a kill."""
+
+    def run(left=10**9):
+        with Workspace(tmp_path / "work", {"job": 1}) as store:
+            p, mark = store.array("p", SIZE, np.float32), store.mark
+            if not store.done("scale"):
+                p[...] = noisy()
+                mark("scale", p)
+
+            def counted(step, *arrays, **more):
+                nonlocal left
+                left -= 1
+                if left or marked:
+                    mark(step, *arrays, **more)
+                if not left:
+                    raise Stop
+
+            monkeypatch.setattr(store, "mark", counted)
+            return guard_of(boxes(WIDE), store).specks(Held(p), "1"), np.array(p)
+
+    with pytest.raises(Stop):
+        run(stop)
+    recounted, again = run()
+    np.testing.assert_array_equal(again, whole)
+    assert recounted == count or not marked
