@@ -32,6 +32,7 @@ SURE = 0.1  # a probability this close to 0 or 1 is sure
 SMALL = 64  # px; the height and width of the largest speck or pinhole
 
 Bits = NDArray[np.uint8]
+_Before = Callable[[Window, NDArray[np.float32]], NDArray[np.float32]]  # of a window, and what is there now
 
 
 class Guard:
@@ -101,19 +102,10 @@ class Guard:
                 found[band.slices] = _unsure(p.read(seen))[band.moved(-seen.top, -seen.left).slices]
                 store.mark(step, found)
         for band in parts:
-            step = f"guard-specks-{name} {band.top} given back"
-            if not store.done(step):
-                changed = 0
-                if (rows := np.flatnonzero(found[band.slices].any(1))).size:
-                    window = Window(band.top + int(rows[0]), band.top + int(rows[-1]) + 1, 0, p.size[1])
-                    now = p.array[window.slices]
-                    then = np.where(found[window.slices], coarse.read(window), now)
-                    changed = int(np.count_nonzero(then != now))
-                    now[...] = then
-                store.mark(step, p.array, record={"pixels": changed})
-                count += changed
-            else:
-                count += int(store.record(step)["pixels"])
+            if (rows := np.flatnonzero(found[band.slices].any(1))).size:
+                window = Window(band.top + int(rows[0]), band.top + int(rows[-1]) + 1, 0, p.size[1])
+                step = f"guard-specks-{name} {band.top} given back"
+                count += self._put(step, p, window, found[window.slices], lambda window, now: coarse.read(window))
             store.release()
         return count
 
@@ -122,7 +114,7 @@ class Guard:
         name: str,
         find: Callable[[], NDArray[np.bool_]],
         p: Held,
-        before: Callable[[Window, NDArray[np.float32]], NDArray[np.float32]],
+        before: _Before,
     ) -> int:
         """Puts what was ``before`` into the cells of p that ``find`` gives, and counts pixels that change.
 
@@ -134,17 +126,20 @@ class Guard:
             cells[...] = find()
             store.mark(name, cells)
         for window, pixels in self._pixels(cells, p.size):
-            step = f"{name} {window.top}"
-            if not store.done(step):
-                now = p.array[window.slices]
-                then = np.where(pixels, before(window, now), now)
-                changed = int(np.count_nonzero(then != now))
-                now[...] = then
-                store.mark(step, p.array, record={"pixels": changed})
-                count += changed
-            else:
-                count += int(store.record(step)["pixels"])
+            count += self._put(f"{name} {window.top}", p, window, pixels, before)
         return count
+
+    def _put(self, step: str, p: Held, window: Window, pixels: NDArray[np.bool_], before: _Before) -> int:
+        """Puts what was ``before`` into the ``pixels`` of a window of p, once, and counts those that change."""
+        store = self.frame.store
+        if store.done(step):
+            return int(store.record(step)["pixels"])
+        now = p.array[window.slices]
+        then = np.where(pixels, before(window, now), now)
+        changed = int(np.count_nonzero(then != now))
+        now[...] = then
+        store.mark(step, p.array, record={"pixels": changed})
+        return changed
 
     def _objects(self, plane: Plane, least: float = 0.5) -> Bits:
         """The cells where the mean of probabilities (H, W) is at least ``least``: 1, the others 0."""

@@ -180,6 +180,24 @@ def test_by_bands_the_same_is_doubted(monkeypatch):
     assert parts[1] == whole[1] > 0
 
 
+class Stop(Exception):
+    """In the place of a kill."""
+
+
+def stopped(mark, left, marked):
+    """A store's ``mark`` that stops a run at the ``left``-th step, before or after that is ``marked``."""
+
+    def counted(step, *arrays, **more):
+        nonlocal left
+        left -= 1
+        if left or marked:
+            mark(step, *arrays, **more)
+        if not left:
+            raise Stop
+
+    return counted
+
+
 @pytest.mark.parametrize("marked", [False, True])
 @pytest.mark.parametrize("stop", range(1, 14))
 def test_guarded_scales_that_are_gone_through_again_stay_as_they_are(tmp_path, monkeypatch, stop, marked):
@@ -189,27 +207,16 @@ def test_guarded_scales_that_are_gone_through_again_stay_as_they_are(tmp_path, m
     beyond, loose = (16, 48, 88, 120), (60, 90, 90, 120)
     first, later = likely((BESIDE, 0.1), (beyond, 0.1)), likely((BESIDE, 0.8), (beyond, 0.95), (loose, 0.9))
 
-    class Stop(Exception):
-        """In the place of a kill."""
-
     def run(folder, left=10**9):
         with Workspace(tmp_path / folder, {"job": 1}) as store:
             p = store.array("p", SIZE, np.float32)
             if not store.done("scale"):
                 p[...] = later
                 store.mark("scale", p)
-            guard, mark = guard_of(boxes(OBJECT), store), store.mark
+            guard = guard_of(boxes(OBJECT), store)
             guard.compare(Held(first))
 
-            def counted(step, *arrays, **more):
-                nonlocal left
-                left -= 1
-                if left or marked:
-                    mark(step, *arrays, **more)
-                if not left:
-                    raise Stop
-
-            monkeypatch.setattr(store, "mark", counted)
+            monkeypatch.setattr(store, "mark", stopped(store.mark, left, marked))
             counts = guard.take_back(Held(p), "1"), guard.doubt(Held(p), "1")
             return np.array(p), counts
 
@@ -355,25 +362,13 @@ def test_specks_that_are_looked_for_again_stay_given_back(tmp_path, monkeypatch,
     monkeypatch.setattr("refine.planes.BAND", 4 * SIZE[1] * 24)
     whole, count = without_specks(noisy())
 
-    class Stop(Exception):
-        """In the place of a kill."""
-
     def run(left=10**9):
         with Workspace(tmp_path / "work", {"job": 1}) as store:
-            p, mark = store.array("p", SIZE, np.float32), store.mark
+            p = store.array("p", SIZE, np.float32)
             if not store.done("scale"):
                 p[...] = noisy()
-                mark("scale", p)
-
-            def counted(step, *arrays, **more):
-                nonlocal left
-                left -= 1
-                if left or marked:
-                    mark(step, *arrays, **more)
-                if not left:
-                    raise Stop
-
-            monkeypatch.setattr(store, "mark", counted)
+                store.mark("scale", p)
+            monkeypatch.setattr(store, "mark", stopped(store.mark, left, marked))
             return guard_of(boxes(WIDE), store).specks(Held(p), "1"), np.array(p)
 
     with pytest.raises(Stop):

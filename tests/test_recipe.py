@@ -177,6 +177,12 @@ def test_given_data_lies_where_it_says_and_drops_the_files_shares(tmp_path):
     assert read_recipe(path, tmp_path, given={"data": ["mine"]}) == Recipe(data=("mine",))
 
 
+def test_a_cascade_of_a_file_that_names_no_network_is_that_of_any(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text("[cascade]\nlean = 0.5\n")
+    assert read_recipe(path, given={"data": ["mine"], "model": "crm-r50"}).cascade == {"lean": 0.5}
+
+
 def test_another_network_drops_the_files_cascade():
     for model, expected in (("crm-s", PRESETS["crm-s"].cascade.lean), ("crm-r50+v2.1", 1.0)):
         given = {"data": ["mine"], "model": model, "proposals": "slic" if "+" in model else ""}

@@ -293,9 +293,9 @@ def read_recipe(
     """A recipe from a TOML file, from one that ships (by its name), or from the defaults (None), with changes.
 
     root: the folder that relative paths in the file and in the changes lie in. given: fields by their name, over those
-    of the file; other data drops its shares, initial weights its pretrained features, another network (that of
-    "crm-s+v2.1" is crm-s) its cascade. changes: lines of TOML, over all
-    others; the last wins. A dotted name (``cascade.lean=0.5``) changes that alone in its table.
+    of the file; other data drops its shares, initial weights its pretrained features, another network than the one it
+    names (that of "crm-s+v2.1" is crm-s) its cascade. changes: lines of TOML, over all others; the last wins. A dotted
+    name (``cascade.lean=0.5``) changes that alone in its table.
 
     Raises `OptionError` for what cannot be read or is no recipe.
     """
@@ -304,10 +304,8 @@ def read_recipe(
     for new, old in (("data", "shares"), ("initial", "pretrained")):
         if new in given:
             values.pop(old, None)
-    networks = {
-        str(found.get("model", _DEFAULTS["model"])).partition("+")[0] for found in (values, {**values, **given})
-    }
-    if len(networks) > 1:
+    own, other = (str(found.get("model", "")).partition("+")[0] for found in (values, given))
+    if own and other and own != other:
         values.pop("cascade", None)
     values |= given
     for line in changes:
