@@ -217,12 +217,9 @@ MaxMemory = Annotated[
         "Most memory to take, as in 2GiB; a TIFF that does not fit is refined by windows into a TIFF (-o NAME.tif).",
     ),
 ]
-_guidance = _method(
-    "--guidance VERSION",
-    "Segment Anything beside the mask: sam-sr-v1 with any network; sam-sr-v2.1 to v3.4 with weights of their own.",
-)
-Guidance = Annotated[str | None, _guidance]
-Guidances = Annotated[list[str] | None, _guidance]
+_GUIDED = "Segment Anything beside the mask: sam-sr-v1 with any network; sam-sr-v2.1 to v3.4 with weights of their own"
+Guidance = Annotated[str | None, _method("--guidance VERSION", f"{_GUIDED}.")]
+Guidances = Annotated[list[str] | None, _method("--guidance VERSION", f"{_GUIDED}; none is without.")]
 Source = Annotated[
     str | None,
     _method(
@@ -827,7 +824,7 @@ def _evaluate(
     tile: Tile = None,
     device: Device = None,
     dtype: Dtypes = None,
-    max_memory: MaxMemory = None,
+    max_memory: Annotated[str | None, _machine("--max-memory BYTES", "Most memory to take, as in 2GiB.")] = None,
     decode: Decodes = None,
     stride: Stride = None,
     first_pass: FirstPass = None,
@@ -1040,11 +1037,12 @@ def _demo(
 
 @app.command("info")
 def _info(as_json: Json = False) -> None:
-    """Show versions, devices, threads and the weights folder."""
+    """Show versions, devices, threads, the folder of the weights and that of what is kept."""
     import torch
 
     from refine.checkpoint import weights_dir
     from refine.devices import resolve_device, resolve_dtype
+    from refine.download import cache_dir
     from refine.methods import METHODS
     from refine.models import PRESETS
 
@@ -1063,6 +1061,7 @@ def _info(as_json: Json = False) -> None:
         "threads": torch.get_num_threads(),
         "models": [*PRESETS, *METHODS],
         "weights": weights_dir(),
+        "cache": cache_dir(),
     }
     _print_table(facts, as_json)
 

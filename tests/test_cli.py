@@ -902,12 +902,14 @@ def test_an_impossible_option_is_told_with_the_known_ones(run: Run, option: str,
 
 
 @pytest.mark.usefixtures("real")
-def test_info_tells_versions_devices_and_folders(run: Run) -> None:
+def test_info_tells_versions_devices_and_folders(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("REFINE_CACHE", str(tmp_path / "kept"))
     facts = json.loads(run("info", "--json").out)
     assert "cpu" in facts["devices"][0]
     assert facts["dtype"] in ("float32", "bfloat16", "float16")
     assert "crm-s" in facts["models"]
     assert Path(facts["weights"]).is_dir()
+    assert Path(facts["cache"]) == tmp_path / "kept"
     assert "threads" in run("info").out
 
 
