@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
 from refine.engine import Refiner
+from refine.errors import FileError, RefineError
 from refine.evaluation import sheet
 from refine.io import read_image, read_mask, write_image
 from refine.methods import MethodRefiner
@@ -53,19 +54,28 @@ def scenes(count: int, data: Path | None, sides: Sequence[int] = ()) -> Iterator
 
     data: held-out sets whose cut-outs make every other scene; without, all are generated. sides: px of the long sides,
     by turns, instead of `SIDES`.
+
+    Raises `FileError` where a set has no pictures.
     """
     sides = sides or SIDES
-    cut_outs = [] if data is None else sorted((data / "alphamatting").glob("*_im.jpg"))
-    grounds = [] if data is None else sorted((data / "plants8mp").glob("*_im.jpg"))
+    cut_outs = [] if data is None else _pictures(data / "alphamatting")
+    grounds = [] if data is None else _pictures(data / "plants8mp")
     for i in range(count):
         rng = np.random.default_rng(SEED + i)
         side = sides[i % len(sides)]
         height, width = (side, round(side / 1.5)) if rng.random() < 0.3 else (round(side / 1.5), side)
-        if cut_outs and grounds and i % 2:
+        if cut_outs and i % 2:
             image, truth = composed(cut_outs[i // 2 % len(cut_outs)], grounds[i % len(grounds)], rng, height, width)
             yield f"{i:02d} cut-out {width} x {height}", image, truth
         else:
             yield f"{i:02d} generated {width} x {height}", *scene(rng, height, width)
+
+
+def _pictures(folder: Path) -> list[Path]:
+    found = sorted(folder.glob("*_im.jpg"))
+    if not found:
+        raise FileError(f"no *_im.jpg in {str(folder)!r}; --data takes the folder of the held-out sets")
+    return found
 
 
 def composed(cut_out: Path, ground: Path, rng: np.random.Generator, height: int, width: int) -> tuple[Image, Mask]:
@@ -156,7 +166,10 @@ def main() -> None:
     if given.cascade_psp is not None:
         methods["cascade-psp"] = partial(_refined, MethodRefiner("cascade-psp", weights=given.cascade_psp))
     methods["crm-s"] = partial(_refined, Refiner(weights=given.weights))
-    print(table(run(methods, given.count, given.data, given.out)))
+    try:
+        print(table(run(methods, given.count, given.data, given.out)))
+    except RefineError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

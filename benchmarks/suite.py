@@ -6,8 +6,9 @@
     python -m benchmarks.suite --device cuda         # on a GPU, some ten minutes; no kernels of the CPU
     python -m benchmarks.suite --compare             # the last run beside the committed one: `make bench-compare`
 
-Results are a JSON, a table and two plots; those of the whole suite go to `benchmarks/results`, others to
-`runs/benchmarks`. What crm-r50 can save depends on its weights: those that ship, or others with --weights-r50.
+Results are a JSON, a table and two plots; those of the whole suite go to `benchmarks/results`, others, and those that ran
+out of minutes, to `runs/benchmarks`. What crm-r50 can save depends on its weights: those that ship, or others with
+--weights-r50.
 """
 
 import argparse
@@ -245,7 +246,7 @@ def _measure(options: argparse.Namespace) -> int:
         device=device,
     )
     part = options.quick or options.megapixels or options.cases or options.no_kernels or options.repeats != REPEATS
-    whole = not (part or options.image or options.weights_r50)
+    whole = not (part or options.image or options.weights_r50 or found["left_out"])
     folder = options.out or (results.FOLDER if whole else ROOT / "runs" / "benchmarks")
     written = results.write(found, folder)
     print("\n".join(results.aligned(results.case_rows(found))))

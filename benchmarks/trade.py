@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from benchmarks import choice, quality, results
 from benchmarks.worker import POLICIES, ROOT
 from refine import checkpoint
+from refine.errors import RefineError
 from refine.evaluation.published import COARSE, PUBLISHED, SOURCES
 from refine.evaluation.tables import Table
 from refine.metrics import iou, mean_boundary_accuracy
@@ -275,14 +276,17 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--count and --threads are at least 1")
     choices = {n: c for n, c in CHOICES.items() if given.choices is None or n in (BASE, *given.choices)}
     weights = given.weights or checkpoint.find("crm-s")
-    run = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit() or "unknown",
-        "machine": results.machine(given.threads),
-        "weights": f"{weights.name}, sha256 {checkpoint.file_sha256(weights)}",
-        "source": "every other one a cut-out of held-out sets" if given.data else "generated",
-        **measure(choices, given.count, given.data, weights=given.weights, threads=given.threads),
-    }
+    try:
+        run = {
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "commit": commit() or "unknown",
+            "machine": results.machine(given.threads),
+            "weights": f"{weights.name}, sha256 {checkpoint.file_sha256(weights)}",
+            "source": "every other one a cut-out of held-out sets" if given.data else "generated",
+            **measure(choices, given.count, given.data, weights=given.weights, threads=given.threads),
+        }
+    except RefineError as error:
+        parser.error(str(error))
     whole = (given.choices, given.weights, given.data, given.count) == (None, None, None, COUNT)
     written = write(run, given.out or (results.FOLDER if whole else ROOT / "runs" / "benchmarks"))
     print(table(run).markdown())

@@ -849,7 +849,24 @@ def _evaluate(
         raise OptionError(
             "--table has its own rows; leave out --decode, --guidance, --masks and further models and types"
         )
-    if not models and not masks:
+    given: dict[str, Any] = {
+        "weights": weights,
+        "device": device,
+        "tile": tile,
+        "max_memory": max_memory,
+        "stride": stride,
+        "first_pass": first_pass,
+        "band": band,
+        "padding": padding,
+        "coarse_decode": coarse_decode,
+        "guard": False if no_guard else None,
+        "lean": lean,
+        "passes": passes,
+        "proposals": proposals,
+        "sam_checkpoint": sam_checkpoint,
+    }
+    wanted = guidances or decodes or dtypes or changes or any(value is not None for value in given.values())
+    if not models and (wanted or not masks):  # masks by others need no model beside them
         models = ["crm-s" if table is None else "crm-r50"]
     choices = _choices(
         models,
@@ -857,20 +874,7 @@ def _evaluate(
         decodes or [None],
         dtypes or [None if table is None else "float32"],
         changes,
-        weights=weights,
-        device=device,
-        tile=tile,
-        max_memory=max_memory,
-        stride=stride,
-        first_pass=first_pass,
-        band=band,
-        padding=padding,
-        coarse_decode=coarse_decode,
-        guard=False if no_guard else None,
-        lean=lean,
-        passes=passes,
-        proposals=proposals,
-        sam_checkpoint=sam_checkpoint,
+        **given,
     )
     try:
         measured = evaluate_command(

@@ -346,13 +346,24 @@ def test_a_small_run_writes_results_that_can_be_read_and_compared(tmp_path, caps
     ],
 )
 def test_only_the_whole_suite_goes_where_results_are_committed(monkeypatch, words, whole):
+    assert folder_of(monkeypatch, words, left_out=[]) == (
+        results.FOLDER if whole else worker.ROOT / "runs" / "benchmarks"
+    )
+
+
+def test_a_suite_that_time_cut_short_does_not_go_there(monkeypatch):
+    assert folder_of(monkeypatch, ["--minutes", "19"], left_out=["a case"]) == worker.ROOT / "runs" / "benchmarks"
+
+
+def folder_of(monkeypatch, words, *, left_out):
     folders = []
     monkeypatch.setattr(inputs, "generated", lambda sizes, _: {s: (np.zeros((*SHAPE, 3)), spread()) for s in sizes})
     monkeypatch.setattr(suite, "kernels", lambda *_: [])
-    monkeypatch.setattr(suite, "measure", lambda *_, **__: {"weights": {}, "cases": [], "left_out": []})
+    monkeypatch.setattr(suite, "measure", lambda *_, **__: {"weights": {}, "cases": [], "left_out": left_out})
     monkeypatch.setattr(results, "write", lambda found, folder: folders.append(folder) or [])
     assert suite.main(words) == 0
-    assert folders == [results.FOLDER if whole else worker.ROOT / "runs" / "benchmarks"]
+    (folder,) = folders
+    return folder
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device that the test wants missing")

@@ -4,6 +4,7 @@ import pytest
 from conftest import disc, photographed
 
 from benchmarks import quality
+from refine.errors import FileError
 from refine.metrics import mean_boundary_accuracy
 
 
@@ -16,6 +17,11 @@ def test_scenes_are_the_same_every_time_and_their_truth_has_both_classes(monkeyp
         np.testing.assert_array_equal(truth, alike)
         assert 0 < truth.mean() < 1
     assert [max(truth.shape) for _, _, truth in one] == [96, 120, 96]
+
+
+def test_a_folder_without_cut_outs_is_told(tmp_path):
+    with pytest.raises(FileError, match="alphamatting"):
+        next(quality.scenes(2, tmp_path))
 
 
 def test_a_cut_out_stands_over_the_other_picture(tmp_path):

@@ -779,6 +779,7 @@ def test_evaluate_passes_its_options_on(run: Run, evaluated: dict[str, Any]) -> 
     [
         ("", [{"model": "crm-s"}]),
         ("--masks m", []),
+        ("--masks m --lean 1", [{"model": "crm-s", "lean": 1.0}]),
         ("--dtype float32 --dtype bfloat16", [{"dtype": "float32"}, {"dtype": "bfloat16"}]),
         (
             "--model crm-s,crm-r50 --decode dense,bbox",
