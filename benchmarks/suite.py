@@ -6,8 +6,8 @@
     python -m benchmarks.suite --device cuda         # on a GPU, some ten minutes; no kernels of the CPU
     python -m benchmarks.suite --compare             # the last run beside the committed one: `make bench-compare`
 
-Results are a JSON, a table and two plots; those of the whole suite go to `benchmarks/results`, others, and those that ran
-out of minutes, to `runs/benchmarks`. What crm-r50 can save depends on its weights: those that ship, or others with
+Results are a JSON, a table and two plots; those of the whole suite go to `benchmarks/results`, others, and those that
+ran out of minutes, to `runs/benchmarks`. What crm-r50 can save depends on its weights: those that ship, or others with
 --weights-r50.
 """
 

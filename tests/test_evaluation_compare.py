@@ -184,6 +184,7 @@ LINE = json.dumps(Row("one", "z", Score(1, 2, 0.5), Score(3, 4, 0.5), 1.0, Harm(
         LINE.replace('"far_px": 1', '"far_px": "1"'),
         LINE.replace('"peak_memory": null', '"peak_memory": -1'),
         '{"set": "one", "name": 7, "error": "none"}',
+        '{"begun": "now", "pictures": ["one", "z"]}',
         "[]",
         "\xff",
     ],
@@ -226,6 +227,38 @@ def test_of_a_variant_the_newest_weights_and_lines_count(tmp_path):
     path.parent.mkdir()
     path.write_text(old + new.replace('"seconds": 1.0', '"seconds": 7.0') + new)
     assert read_rows(path.parent) == read_rows(run.parent)
+
+
+def test_of_two_variants_of_one_key_each_has_its_own_lines(tmp_path):
+    base, run = write_base(tmp_path / "base") / "items.jsonl", write_run(tmp_path / "run") / "items.jsonl"
+    path = tmp_path / "both" / "items.jsonl"
+    path.parent.mkdir()
+    path.write_text(with_variant(base, "crm-s", "1") + with_variant(run, "crm-s-float32", "1"))
+    assert read_rows(path.parent / "crm-s") == read_rows(base.parent)
+
+
+def begun(variant, key, **pictures):
+    return json.dumps({"variant": variant, "key": key, "begun": "2025-01-01 00:00:00", **pictures}) + "\n"
+
+
+def test_of_a_variant_the_pictures_of_the_last_run_count(tmp_path):
+    path = write_base(tmp_path / "base") / "items.jsonl"
+    rows = read_rows(path.parent)
+    fewer = [["one", "b"], ["two", "a"], ["two", "z"]]
+    other = begun("dense", "1", pictures=[["one", "a"]])
+    path.write_text(begun("crm-s", "1", pictures=[["one", "a"]]) + with_variant(path, "crm-s", "1"))
+    for last, kept in ((begun("crm-s", "1", pictures=fewer), rows[1:]), (begun("crm-s", "1"), rows)):  # an older one
+        path.write_text(path.read_text() + last + other)
+        assert read_rows(path.parent / "crm-s") == kept
+
+
+@pytest.mark.parametrize("name", ["masks", "pictures"])
+def test_a_variant_may_be_called_like_a_folder_of_the_report(tmp_path, name):
+    path = write_base(tmp_path / "base") / "items.jsonl"
+    rows = read_rows(path.parent)
+    (path.parent / name).mkdir()
+    path.write_text(with_variant(path, name, "1") + with_variant(path, "crm-s", "2"))
+    assert read_rows(path.parent / name) == rows
 
 
 @pytest.mark.parametrize("name", ["z", "b"])

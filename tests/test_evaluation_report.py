@@ -89,6 +89,7 @@ def test_the_page_tells_what_was_measured_and_how(report):
         "seconds",
         "t<w>o",
         "All 6 pictures",
+        "kept on disk",
     ):
         assert told in text, told
     for told in ("one, worst: a,", "one, median: c,", "one, best: e,", "t<w>o, worst and median and best: a,"):
@@ -99,6 +100,23 @@ def test_the_markdown_shows_files_that_are_there(report):
     paths = re.findall(r"!\[.*\]\((.*)\)", (report / "report.md").read_text())
     assert len(paths) == 5
     assert all((report / path).is_file() for path in paths)
+
+
+def test_names_that_are_no_utf_8_are_escaped(tmp_path, run: Run, fake_refiner):
+    write_set(tmp_path / "data", names=("a",))
+    for path in (tmp_path / "data").iterdir():
+        path.rename(path.with_name("\udcff" + path.name))
+    assert run("evaluate", "data", "-o", "out").code == 0
+    for name in ("report.md", "report.html", "pictures/crm-s-scatter.svg"):
+        assert "\\udcffa" in (tmp_path / "out" / name).read_text(encoding="utf-8"), name
+
+
+def test_names_that_are_alike_or_long_have_pictures_of_their_own(tmp_path, run: Run, fake_refiner):
+    names = ["a b", "a-b", "ä" * 110 + "x", "ä" * 110 + "y"]
+    for number in (0, 2):
+        write_set(tmp_path / "data" / f"set-{number}", names=names[number : number + 2])
+    assert run("evaluate", "data", "-o", "out").code == 0
+    assert len(list((tmp_path / "out" / "pictures").glob("*.jpg"))) == 4
 
 
 def test_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):

@@ -124,6 +124,23 @@ def test_other_weights_devices_and_types_are_measured_again(tmp_path, monkeypatc
     assert len(list(out.glob("masks/*/set/b_mask.png"))) == 2  # those of before are still there
 
 
+def test_another_version_is_measured_again(monkeypatch):
+    keys = set()
+    for version in ("1.0", "1.1"):
+        monkeypatch.setattr("refine.evaluation.variants.versions", lambda v=version: {"refine-masks": v})
+        keys.add(key(Refining(FAKE)))
+    assert len(keys) == 2
+
+
+def test_pictures_that_the_last_run_did_not_measure_are_not_read(tmp_path):
+    folder, out = write_set(tmp_path / "set"), tmp_path / "out"
+    measured(folder, out)
+    (folder / "b_im.png").unlink()
+    rows = measured(folder, out).rows["crm-s"]
+    assert read_rows(out) == rows
+    assert [row.name for row in rows] == ["a", "c"]
+
+
 def test_the_weights_of_the_last_run_count_though_its_rows_were_there(tmp_path, monkeypatch):
     folder, out = write_set(tmp_path / "set"), tmp_path / "out"
     made, weights = FakeRefiner.__init__, []
@@ -179,6 +196,15 @@ def test_a_variant_is_called_by_what_was_chosen(choice, label):
     assert Refining({**FAKE, **choice}).label == label
 
 
+def test_a_long_variant_is_a_file_and_told_from_others(tmp_path, run: Run):
+    names = ("ä" * 120, "ä" * 119 + "b")
+    labels = {Refining({**FAKE, "weights": Path(f"{name}.pth")}).label for name in names}
+    assert len(labels) == 2
+    assert all(len(label.encode()) < 70 for label in labels)
+    write_set(tmp_path / "set", names=("a",))
+    assert run("evaluate", "set", "--weights", f"{names[0]}.pth", "-o", "out").code == 0
+
+
 def test_variants_of_one_name_are_refused(tmp_path):
     with pytest.raises(OptionError, match="2 variants are called 'crm-s'"):
         check_labels([Refining(FAKE), Refining(FAKE)])
@@ -209,6 +235,19 @@ def test_a_bad_picture_does_not_stop_the_others(tmp_path, run: Run, spoil, told)
     outcome = run("evaluate", "set", "-o", "out", "--device", "cpu")
     assert outcome.code == 0
     assert "| set | 3        |" in outcome.out
+
+
+def test_truths_without_a_picture_that_can_be_read_are_told(tmp_path, run: Run):
+    folder = write_set(tmp_path / "data" / "one")
+    (folder / "b_im.png").rename(folder / "b_im.gif")
+    (folder / "._c_gt.png").touch()
+    (tmp_path / "data" / "two").mkdir()
+    (tmp_path / "data" / "two" / "z_gt.png").touch()
+    outcome = run("evaluate", "data")
+    assert "| one | 2        |" in outcome.out
+    assert outcome.err == (
+        "warning: 2 truths without a picture that can be read left out: data/one/b_gt.png, data/two/z_gt.png\n"
+    )
 
 
 def test_a_set_of_bad_pictures_has_no_table(tmp_path, run: Run, monkeypatch):
@@ -272,15 +311,18 @@ def test_masks_of_other_systems_are_told_by_their_names_and_scored(tmp_path, run
     assert f"| {system}" in (tmp_path / "out" / "report.md").read_text()
 
 
-@pytest.mark.parametrize(("ending", "value", "iou"), [("_mask", 128, 0), ("_mask", 129, 1), ("_refine", 128, 1)])
-def test_masks_are_set_above_128_and_segrefiners_from_128_on(tmp_path, ending, value, iou):
+@pytest.mark.parametrize("ground", [0, 9])  # the values of a map of labels are grey values all the same
+@pytest.mark.parametrize("factor", [1, 2])
+@pytest.mark.parametrize(
+    ("ending", "value", "iou"),
+    [("_mask", 1, 0), ("_mask", 128, 0), ("_mask", 129, 1), ("_refine", 127, 0), ("_refine", 128, 1)],
+)
+def test_masks_are_set_above_128_and_segrefiners_from_128_on(tmp_path, ending, value, iou, factor, ground):
     work = find_work([write_set(tmp_path / "set", names=("a",))])
-    # A gradient beside the values in question: a file of few values would be taken for a map of labels.
-    mask = np.where(dot(), np.uint8(value), np.tile(np.arange(80, dtype=np.uint8), (60, 1)))
-    mask[0, 0] = 255
+    mask = np.where(dot(), np.uint8(value), np.uint8(ground))[::factor, ::factor]
     theirs = write_masks(tmp_path / "theirs", {f"a{ending}.png": mask})
     (row,) = measure(work, [Written(theirs, work)]).rows["theirs"]
-    assert row.refined.iou == pytest.approx(iou, abs=0.001)
+    assert row.refined.iou == pytest.approx(iou, abs=0 if factor == 1 else 0.2)
 
 
 def test_masks_lie_in_sub_folders_called_like_the_sets(tmp_path):

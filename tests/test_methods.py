@@ -14,9 +14,12 @@ import refine
 from refine.cli import main
 from refine.errors import InputError, OptionError
 from refine.evaluation import evaluate_command
-from refine.methods import METHODS, MethodRefiner
+from refine.evaluation.variants import Refining, key
+from refine.methods import METHODS, Method, MethodRefiner
 from refine.methods.band import Band
+from refine.methods.cascade_psp import CascadePSPOptions, cascade_psp
 from refine.methods.guided_filter import GuidedFilterOptions, guided_filter
+from refine.methods.options import Loaded
 from refine.metrics import iou, mean_boundary_accuracy
 
 ROOT = Path(__file__).parents[1]
@@ -230,6 +233,20 @@ def test_the_report_says_how_the_mask_came_about(name):
     assert json.loads(json.dumps(report.as_dict()))["scales"] == []
     assert str(report).startswith(f"{name} (weights none) on cpu in float32: 120 x 160")
     np.testing.assert_array_equal(refined.mask, refined.probability > 0.5)
+
+
+def test_a_method_with_a_network_says_its_weights_device_and_type(monkeypatch):
+    def load(weights, device, dtype):
+        return Loaded(None, f"hash of {weights}", device, dtype)
+
+    monkeypatch.setitem(METHODS, "cascade-psp", Method(cascade_psp, CascadePSPOptions, load))
+    choice = {"model": "cascade-psp", "weights": "a", "device": "cuda:0", "dtype": "bfloat16"}
+    made = refine.refiner(**choice)
+    assert (made.weights_sha256, made.device, made.dtype) == ("hash of a", "cuda:0", "bfloat16")
+    others = [choice | other for other in ({"weights": "b"}, {"device": "cpu"}, {"dtype": "float32"})]
+    assert len({key(Refining(other)) for other in (choice, *others)}) == 4
+    made = refine.refiner("coarse")
+    assert (made.weights_sha256, made.device, made.dtype) == ("none", "cpu", "float32")
 
 
 @pytest.mark.parametrize(

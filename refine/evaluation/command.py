@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from refine.errors import OptionError
-from refine.evaluation.items import find_sets, find_work
+from refine.evaluation.items import find_sets, find_truths_alone, find_work
 from refine.evaluation.published import WHERE, thesis_table
 from refine.evaluation.report import write_report
 from refine.evaluation.run import Measured, measure
@@ -43,6 +43,10 @@ def evaluate_command(
         raise OptionError(f"{table} needs BIG; {WHERE}" if table else "no DATA; give folders of BIG's layout")
     folders = find_sets(data)
     work = find_work(folders, coarse, limit=limit)
+    if alone := find_truths_alone(data):
+        names = ", ".join(map(str, alone[:5])) + (f" and {len(alone) - 5} more" if len(alone) > 5 else "")
+        truths = f"{len(alone)} truth{'s' if len(alone) > 1 else ''}"
+        print(f"warning: {truths} without a picture that can be read left out: {names}", file=sys.stderr)
     if out is not None:
         check_folder(out)
     thesis = None

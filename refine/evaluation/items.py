@@ -1,5 +1,7 @@
 """Which pictures are measured, and their files."""
 
+import hashlib
+import json
 import os
 import re
 from collections import Counter
@@ -40,12 +42,21 @@ def find_sets(folders: Iterable[Path]) -> list[Path]:
     for folder in folders:
         if not folder.is_dir():
             raise FileError(f"no folder {str(folder)!r}; give folders of *_im.*, *_gt.png and *_seg.png")
-        candidates = [folder] if big_images(folder, IMAGE_SUFFIXES) else sorted(filter(Path.is_dir, folder.iterdir()))
-        sets = [path for path in candidates if big_images(path, IMAGE_SUFFIXES)]
+        sets = [path for path in _candidates(folder) if big_images(path, IMAGE_SUFFIXES)]
         if not sets:
             raise FileError(f"no *_im.* in {str(folder)!r} or its sub-folders; give folders of BIG's layout")
         found += sets
     return found
+
+
+def find_truths_alone(folders: Iterable[Path]) -> list[Path]:
+    """The truths among what `find_sets` searches whose picture is missing, or of a kind that is not read."""
+    alone = []
+    for place in (place for folder in folders for place in _candidates(folder)):
+        names = {name for name, _ in big_images(place, IMAGE_SUFFIXES)}
+        ending = f"{TRUTH_ENDING}.png"
+        alone += [p for p in sorted(place.glob(f"[!.]*{ending}")) if p.name.removesuffix(ending) not in names]
+    return alone
 
 
 def find_items(folder: Path) -> list[Item]:
@@ -98,6 +109,22 @@ def find_work(folders: Sequence[Path], coarse: Sequence[Path] = (), *, limit: in
 def as_name(text: str) -> str:
     """A text as the name of a file."""
     return re.sub(r"[^\w.+=-]+", "-", text).strip(".-") or "-"
+
+
+def as_label(text: str) -> str:
+    """Likewise, with room for an ending: a long one is `hashed`."""
+    name = as_name(text)
+    return name if len(name.encode()) <= 200 else hashed(text)
+
+
+def hashed(*words: str) -> str:
+    """Words as the name of a file of at most 69 bytes, which no others have: what there is room for, and a hash."""
+    digest = hashlib.sha256(json.dumps(words).encode()).hexdigest()
+    return f"{as_name('-'.join(words)).encode()[:60].decode(errors='ignore')}-{digest[:8]}"
+
+
+def _candidates(folder: Path) -> list[Path]:
+    return [folder] if big_images(folder, IMAGE_SUFFIXES) else sorted(filter(Path.is_dir, folder.iterdir()))
 
 
 def _items(folder: Path, coarse: Path | None = None) -> list[Item]:

@@ -1,9 +1,11 @@
 """What an evaluation keeps: a line of JSON for each picture and variant, appended as it is done.
 
-A line without a picture stands where a run began with a variant: its key is the one that counts from there on.
+A line without a picture's figures stands where a run began with a variant: its key and its pictures are those that
+count from there on.
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,9 +46,10 @@ class Lines:
         line = self.found.get(place)
         return None if line is None or line["stamp"] != stamp or "error" in line else Row.from_dict(line)
 
-    def begin(self, variant: str, key: str) -> None:
-        """Keeps that a variant has this key now, also where all its figures are there already."""
-        self._write({"variant": variant, "key": key, "begun": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}"})
+    def begin(self, variant: str, key: str, pictures: Iterable[tuple[str, str]]) -> None:
+        """Keeps that a variant has this key and these (set, name) now, also where all its figures are there already."""
+        begun = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
+        self._write({"variant": variant, "key": key, "begun": begun, "pictures": list(pictures)})
 
     def append(self, place: Place, variant: str, stamp: str, values: dict[str, Any]) -> None:
         """Keeps a row's figures, or an error."""
@@ -69,12 +72,13 @@ def read_rows(folder: Path) -> list[Row]:
     """The rows that an evaluation wrote into a folder, in their order; of several variants FOLDER/VARIANT's.
 
     What failed when it was last measured, and a line that a kill cut off, is not among them. Of a variant that was
-    measured with several weights and the like, those of the last run count, and of a picture the newest line.
+    measured with several weights and the like, those of the last run count and its pictures alone, and of a picture the
+    newest line.
 
     Raises FileError for a folder without them or a damaged line, OptionError where a variant has to be named.
     """
     wanted = None
-    if not folder.is_dir() and (folder.parent / ITEMS).is_file():
+    if not (folder / ITEMS).is_file() and (folder.parent / ITEMS).is_file():
         folder, wanted = folder.parent, folder.name
     path = folder / ITEMS
     try:
@@ -91,16 +95,17 @@ def read_rows(folder: Path) -> list[Row]:
         given = f"{wanted!r} is none of its variants" if wanted else f"it holds {len(newest)} variants"
         example = folder / next(iter(newest))
         raise OptionError(f"{path}: {given}; give one, as in {str(example)!r}; there are {', '.join(newest)}")
-    own = [line for line in lines if line["key"] == newest[wanted] and "begun" not in line]
-    kept = {(line["set"], line["name"]): line for line in own}
-    rows = [Row.from_dict(line) for line in kept.values() if "error" not in line]
+    own = [line for line in lines if line["variant"] == wanted and line["key"] == newest[wanted]]
+    kept = {(line["set"], line["name"]): line for line in own if "begun" not in line}
+    pictures = next((line["pictures"] for line in reversed(own) if "begun" in line), None) or kept
+    rows = [Row.from_dict(line) for place, line in kept.items() if place in pictures and "error" not in line]
     if not rows:
         raise FileError(f"{path}: holds no pictures; evaluate some")
     return rows
 
 
 def _parsed(path: Path, text: bytes) -> list[dict[str, Any]]:
-    """Whole lines; those of before there were variants have an empty one."""
+    """Whole lines; those of before there were variants have an empty one, and older runs begin without pictures."""
     lines = []
     for number, line in enumerate(text.splitlines(), start=1):
         try:
@@ -108,7 +113,9 @@ def _parsed(path: Path, text: bytes) -> list[dict[str, Any]]:
             if "error" in values:
                 if not all(isinstance(values[name], str) for name in ("set", "name", "error")):
                     raise ValueError("no error of a picture")
-            elif "begun" not in values:
+            elif "begun" in values:
+                values["pictures"] = {(set_, name) for set_, name in values.get("pictures", ())}
+            else:
                 Row.from_dict(values)
         except (KeyError, TypeError, ValueError) as error:
             raise FileError(f"{path}: line {number} is damaged ({error}); evaluate these pictures again") from error

@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import Final
 
-from refine.evaluation.items import Item, as_binary, as_name, read
+from refine.evaluation.items import Item, as_binary, hashed, read
 from refine.evaluation.pictures import strip
 from refine.evaluation.plots import scatter
 from refine.evaluation.run import Measured, mask_path
@@ -30,9 +30,10 @@ _PROTOCOL: Final = (
     "contour (empty, or full) mBA is 1 if the mask equals it and else 0. IoU and mBA are in %.",
     "Thresholds: truths and masks in files are set where > 128 of 255, SegRefiner's where >= 128, a refiner's own "
     "where the probability is > 0.5.",
-    "Seconds are wall time inside the refiner, without files and scoring, after a first call on a small picture. Peak "
-    "memory is the process' resident set while it refined the picture, program, weights and picture included, and not "
-    "what pictures before it freed; on CUDA the allocator's peak.",
+    "Seconds are wall time inside the refiner, without files and scoring, after a first call on a small picture; of a "
+    "guided refiner the search for what guides it counts where it was not kept on disk before. Peak memory is the "
+    "process' resident set while it refined the picture, program, weights and picture included, and not what pictures "
+    "before it freed; on CUDA the allocator's peak.",
 )
 _COLOURS: Final = (
     "Left the whole picture, then the crop where the masks differ most, with the contours before (red) and after "
@@ -103,8 +104,8 @@ def write_report(
 
 
 def write_text(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    write_atomic(path, lambda file: file.write(text.encode()))
+    """Whole or not at all; of a name that is no UTF-8 its bytes are escaped."""
+    write_atomic(path, lambda file: file.write(text.encode(errors="backslashreplace")))
 
 
 def _sections(
@@ -150,7 +151,7 @@ def _look(out: Path, variant: Variant, name: str, work: Sequence[Item], rows: Se
         if row.name in chosen:
             image, coarse, truth = read(items[row.name])
             refined = as_binary(as_mask(mask_path(out, variant, items[row.name]), truth.shape))
-            path = Path("pictures", f"{variant.label}-{as_name(name)}-{as_name(row.name)}.jpg")
+            path = Path("pictures", f"{hashed(variant.label, name, row.name)}.jpg")
             write_image(out / path, strip(image, as_binary(coarse), refined, truth))
             before, after = ((100 * s.iou, 100 * s.mba) for s in (row.coarse, row.refined))
             caption = (

@@ -86,7 +86,7 @@ def measure(work: Sequence[Item], variants: Sequence[Variant], *, out: Path | No
     with tqdm(total=len(work) * len(variants), disable=None, unit="picture", dynamic_ncols=True) as bar:
         for variant in variants:
             if lines is not None:
-                lines.begin(variant.label, key(variant))
+                lines.begin(variant.label, key(variant), [(item.set, item.name) for item in work])
             for item in work:
                 place, stamp = (key(variant), item.set, item.name), _stamp(item, variant)
                 path = None if out is None else mask_path(out, variant, item)

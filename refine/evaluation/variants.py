@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 
 from refine.config import is_guided
 from refine.errors import FileError, OptionError
-from refine.evaluation.items import Item, Mask, Picture, as_binary, as_name
+from refine.evaluation.items import Item, Mask, Picture, as_binary, as_label
 from refine.evaluation.warm_up import warm_up
+from refine.io import read_mask
 from refine.memory import forget_peak, return_freed
 from refine.prepare import as_mask
+from refine.versions import versions
 
 if TYPE_CHECKING:
     from refine.engine import Refiner
@@ -72,10 +74,11 @@ class Refining:
         in_force = getattr(made, "options", None)
         defaults = {} if in_force is None else {n: v for n, v in asdict(in_force).items() if n not in options}
         self._facts = {
+            "refine": versions()["refine-masks"],
             "model": choice["model"],
-            "weights": getattr(made, "weights_sha256", "none"),
-            "device": str(getattr(made, "device", "cpu")),
-            "dtype": str(getattr(made, "dtype", "float32")).removeprefix("torch."),
+            "weights": made.weights_sha256,
+            "device": str(made.device),
+            "dtype": str(made.dtype).removeprefix("torch."),
             "options": options,
             "defaults": defaults,
             **({} if proposals is None else {"proposals": proposals}),
@@ -83,7 +86,7 @@ class Refining:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Model, weights' hash, device, arithmetic, the options that were given and the defaults of all others."""
+        """Version, model, weights' hash, device, arithmetic, the options that were given and the others' defaults."""
         return self._facts
 
     def files(self, item: Item) -> list[Path]:
@@ -133,7 +136,7 @@ def _label(choice: Mapping[str, Any]) -> str:
     words += [f"{name}={choice[name]}" for name in choice if name not in {*_OF_THE_MODEL, "decode"}]
     if choice.get("dtype", "auto") != "auto":
         words.append(choice["dtype"])
-    return as_name("-".join(map(str, words)))
+    return as_label("-".join(map(str, words)))
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,7 @@ class Written:
     def __init__(self, folder: Path, work: Sequence[Item]) -> None:
         if not folder.is_dir():
             raise FileError(f"no folder {str(folder)!r}; give a folder of masks that another system wrote")
-        self.folder, self.label = folder, as_name(folder.resolve().name)
+        self.folder, self.label = folder, as_label(folder.resolve().name)
         found = {system: _written(system, folder, work) for system in SYSTEMS}
         found = {system: masks for system, masks in found.items() if masks}
         if len(found) != 1:
@@ -186,11 +189,14 @@ class Written:
         return [] if path is None else [path]
 
     def mask(self, item: Item, image: Picture, coarse: NDArray[np.float32]) -> Outcome:
-        """As it was written, a smaller one enlarged."""
+        """As it was written, a smaller one enlarged; 8 bits are grey values, however few or low they are."""
         path = self._masks.get((item.set, item.name))
         if path is None:
             raise FileError(f"no mask of {item.name} by {self.system.name} in {str(self.folder)!r}")
-        return Outcome(as_binary(as_mask(path, image.shape[:2]), least=self.system.least))
+        values = read_mask(path)
+        if values.dtype == np.uint8:  # else `as_mask` takes some for labels, and 1 for white
+            values = np.divide(values, 255, dtype=np.float32)
+        return Outcome(as_binary(as_mask(values, image.shape[:2]), least=self.system.least))
 
     def release(self) -> None:
         """Nothing is held."""

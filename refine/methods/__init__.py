@@ -73,6 +73,21 @@ class MethodRefiner:
             _check_unused(model, weights, device, dtype)
         self._loaded = Loaded() if method.load is None else method.load(weights, device, dtype)
 
+    @property
+    def weights_sha256(self) -> str:
+        """Of the network's weights; "none" without a network."""
+        return self._loaded.weights
+
+    @property
+    def device(self) -> str:
+        """Where it computes."""
+        return self._loaded.device
+
+    @property
+    def dtype(self) -> str:
+        """The network's arithmetic; "float32" without one."""
+        return self._loaded.dtype
+
     def refine(self, image: NDArray[Any] | Source, coarse_mask: NDArray[Any] | Source, **options: Any) -> Refined:
         """Refine a coarse mask of an image; takes, gives and raises what `refine.engine.Refiner.refine` does.
 
