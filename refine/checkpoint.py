@@ -277,11 +277,13 @@ def import_published(
     """Convert a published checkpoint to safetensors: the tensors in `expected`, float32, with the model's `spec`.
 
     Raises:
-        WeightsError: it cannot be read or does not fit.
+        WeightsError: it cannot be read, does not fit, or holds a specification of its own.
         FileError: `destination` cannot be written.
 
     """
     loaded = load(source)
+    if loaded.spec is not None:
+        raise WeightsError(f"{os.fspath(source)}: says itself what it is of; use it as it is (--weights FILE)")
     state = published_state(loaded.state, expected)
     check(state, expected, source)
     state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}

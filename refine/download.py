@@ -146,11 +146,11 @@ def fetch(name: str, *, quiet: bool = False) -> Path:
                 path=published.path.parent,
                 downloader=pooch.HTTPDownloader(progressbar=bar, chunk_size=_CHUNK),
             )
+        except OSError as error:  # of the network too: those of requests are its subclasses, some of ValueError as well
+            raise WeightsError(f"{name}: the download failed ({error}); try again, or {remedy}") from error
         except ValueError as error:
             raise WeightsError(
                 f"{name}: what {published.url} gave is not the published file, its SHA-256 is another; nothing of it "
                 f"is kept; try again, or {remedy}"
             ) from error
-        except OSError as error:  # of the network too: those of requests are its subclasses
-            raise WeightsError(f"{name}: the download failed ({error}); try again, or {remedy}") from error
     return published.path

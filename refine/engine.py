@@ -203,8 +203,9 @@ class Refiner:
                 "weights": [self.spec.model, self.weights_sha256, str(self.dtype)],
                 "tile": plan.tile,
             }
+            coarse = mask_plane(mask, picture.size)
             store = stack.enter_context(Workspace(f"{os.fspath(out)}.work", key))
-            frame = Frame(picture, mask_plane(mask, picture.size), self.spec.cascade, self.device, store)
+            frame = Frame(picture, coarse, self.spec.cascade, self.device, store)
             prepared = self._now()
             outcome = self._cascade(frame, chosen, plan, progress)
             last, pad, width = outcome.last, self.spec.cascade.pad, picture.size[1]

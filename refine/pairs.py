@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -168,7 +169,7 @@ def find_images(folder: Path, suffixes: Collection[str]) -> list[Path]:
     return paths
 
 
-Key = tuple[PurePath, str]  # the sub-folder under the folder searched, and the stem
+Key = tuple[PurePath, str]  # the sub-folder under the folder searched, and the stem, `_composed`
 
 
 def _kind(path: str) -> str:
@@ -186,9 +187,15 @@ def _group(source: str, suffixes: Collection[str], closed: Iterable[Path]) -> di
         fixed = next(i for i, part in enumerate(parts) if any(c in part for c in "*?["))
         root, paths = Path(*parts[:fixed]), [Path(path) for path in glob.glob(source, recursive=True)]
     for path in sorted(paths):
-        if path.suffix.lower() in suffixes and path.is_file():
-            groups[path.parent.relative_to(root), path.stem].append(path)
+        dead = path.is_symlink() and not path.exists()  # fails as it is read, for itself alone
+        if path.suffix.lower() in suffixes and (path.is_file() or dead):
+            groups[PurePath(_composed(os.fspath(path.parent.relative_to(root)))), _composed(path.stem)].append(path)
     return groups
+
+
+def _composed(name: str) -> str:
+    """A name as most systems write it; a Mac's may write its accents as letters of their own."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _walk(root: Path, closed: Iterable[Path]) -> Iterator[Path]:
@@ -230,7 +237,8 @@ def _without_outputs(
     kept: dict[Key, list[Path]] = {}
     for (folder, stem), paths in groups.items():
         for path in paths:
-            ours = path.name.endswith(OUTPUT_ENDING) and (folder, path.name.removesuffix(OUTPUT_ENDING)) in names
+            name = _composed(path.name)
+            ours = name.endswith(OUTPUT_ENDING) and (folder, name.removesuffix(OUTPUT_ENDING)) in names
             partner = any(other != path for other in partners.get((folder, stem), ()))
             if not ours or (partner and len(paths) == 1):
                 kept.setdefault((folder, stem), []).append(path)
@@ -247,7 +255,8 @@ def _match(images: dict[Key, list[Path]], masks: dict[Key, list[Path]]) -> Found
         if _is_big(stem, IMAGE_ENDING):
             candidates += masks.get((folder, _name(stem) + MASK_ENDING), ())
         for image in paths:
-            masks_of[image], folder_of[image] = [mask for mask in candidates if mask != image], folder
+            masks_of[image] = [mask for mask in candidates if mask != image]
+            folder_of[image] = PurePath(*image.parts[-1 - len(folder.parts) : -1])  # as it is written
             for mask in masks_of[image]:
                 images_of[mask].append(image)
     pairs, ambiguous, alone = [], [], []

@@ -80,6 +80,7 @@ class Precompute:
             raise OptionError(f"{', '.join(options)}: features do not depend on options of proposals; leave them out")
         paths = find_images(folder, IMAGE_SUFFIXES)
         cache = Cache(out)
+        cache.check()
         opened = open_source(source, sam_checkpoint=sam_checkpoint, device=device, options=options)
         return cls(paths, opened, cache, allow_large, embeddings)
 

@@ -210,6 +210,14 @@ def test_a_published_checkpoint_is_imported_as_float32(tmp_path, state, shapes):
     assert same(loaded.state, state | {"conv.bias": state["conv.bias"].float()})
 
 
+def test_weights_with_a_specification_are_not_imported(tmp_path, state, shapes):
+    source, destination = tmp_path / "own.safetensors", tmp_path / "crm.safetensors"
+    checkpoint.save(source, state, spec=SPEC)
+    with pytest.raises(WeightsError, match="use it as it is"):
+        checkpoint.import_published(source, destination, expected=shapes, spec=SPEC)
+    assert not destination.exists()
+
+
 def test_an_import_that_does_not_fit_writes_nothing(tmp_path, state, shapes):
     source, destination = tmp_path / "crm.pth", tmp_path / "crm.safetensors"
     torch.save({"conv.bias": state["conv.bias"]}, source)

@@ -122,8 +122,11 @@ def test_a_failed_download_leaves_what_was_there(published, server):
     assert published.path.read_bytes() == b"older"
 
 
-def test_a_server_that_is_not_there_is_told(published, monkeypatch):
-    monkeypatch.setitem(PUBLISHED, "small", replace(published, url="http://127.0.0.1:1/small.pth"))
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:1/small.pth", "http://"]
+)  # requests' error of the second is a ValueError too
+def test_a_server_that_is_not_there_is_told(published, monkeypatch, url):
+    monkeypatch.setitem(PUBLISHED, "small", replace(published, url=url))
     with pytest.raises(WeightsError, match="the download failed"):
         download.fetch("small", quiet=True)
 

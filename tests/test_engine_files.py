@@ -115,6 +115,14 @@ def test_a_killed_run_goes_on_where_it_was(refiner, files, tmp_path):
     assert not (tmp_path / "out.tif.work").exists()
 
 
+def test_a_mask_of_another_shape_leaves_nothing_behind(refiner, files, tmp_path):
+    mask = tmp_path / "seg.tif"
+    tifffile.imwrite(mask, read_mask(files[1])[:, :300])
+    with pytest.raises(InputError):
+        refiner.refine_file(files[0], mask, tmp_path / "new" / "out.tif")
+    assert [path.name for path in tmp_path.iterdir()] == ["seg.tif"]
+
+
 def test_a_call_that_failed_before_it_did_anything_leaves_nothing_in_the_way(refiner, files, tmp_path):
     mask, out = tmp_path / "seg.tif", tmp_path / "out.tif"
     tifffile.imwrite(mask, np.arange(460 * 700, dtype=np.uint8).reshape(460, 700) % 9)

@@ -160,7 +160,7 @@ def test_the_guided_filter_of_a_grey_picture_is_that_of_one_channel(epsilon):
     np.testing.assert_allclose(found, expected.clip(0, 1), atol=0.01)
 
 
-def test_the_guided_filter_is_exact_in_tiles_and_follows_its_equations():
+def test_the_guided_filter_follows_its_equations():
     truth = disc((700, 900), 300)  # tiles that it crosses, and some that it does not
     image, p = photographed(truth), cv2.GaussianBlur(blocky(truth).astype(np.float32), (0, 0), 4)
     found = guided_filter(image, p, GuidedFilterOptions(radius=3 / 900, epsilon=1e-3)).probability
@@ -178,6 +178,15 @@ def test_the_guided_filter_is_exact_in_tiles_and_follows_its_equations():
     mean = np.mean([coefficients(y + i, x + j) for i in range(-r, r + 1) for j in range(-r, r + 1)], 0)
     assert found[y, x] == pytest.approx(mean[:3] @ (image[y, x] / 255) + mean[3], abs=1e-4)
     np.testing.assert_array_equal(found[:20], p[:20])
+
+
+def test_the_guided_filter_knows_no_tiles(monkeypatch):
+    rng = np.random.default_rng(0)
+    image, p = rng.integers(0, 256, (90, 130, 3), np.uint8), rng.random((90, 130), np.float32)
+    options = GuidedFilterOptions(radius=5 / 130, epsilon=1e-3)
+    whole = guided_filter(image, p, options).probability
+    monkeypatch.setitem(guided_filter.__globals__, "TILE", 40)
+    np.testing.assert_allclose(guided_filter(image, p, options).probability, whole, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", BANDED)

@@ -73,6 +73,22 @@ def test_one_folder_is_read_by_the_names_of_big(mask: str | None) -> None:
     assert found.images_alone == found.masks_alone == []
 
 
+def test_names_match_however_their_accents_are_written() -> None:
+    composed, apart = "\u00e9t\u00e9", "e\u0301te\u0301"
+    touch(f"i/{composed}/{composed}.jpg", f"m/{apart}/{apart}.png")
+    assert seen(find("i", "m")) == [
+        (f"i/{composed}/{composed}.jpg", f"m/{apart}/{apart}.png", f"{composed}/{composed}")
+    ]
+    assert seen(find("m", "i"))[0][2] == f"{apart}/{apart}"
+
+
+def test_a_dead_link_is_an_input_that_fails_alone() -> None:
+    touch("i/cat.jpg", "m/cat.png")
+    Path("i/dog.jpg").symlink_to("nowhere.jpg")
+    Path("m/dog.png").symlink_to("nowhere.png")
+    assert [name for _, _, name in seen(find("i", "m"))] == ["cat", "dog"]
+
+
 def test_names_of_big_match_across_two_folders() -> None:
     touch("i/cat_im.jpg", "m/cat_seg.png", "i/dog_im.jpg", "m/dog_im.png")
     assert [name for *_, name in seen(find("i", "m"))] == ["cat", "dog_im"]

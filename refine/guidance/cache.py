@@ -41,13 +41,13 @@ class Encoder(Protocol):
 
 
 class Cache:
-    """Entries in a folder, by default `refine.download.cache_dir`.
-
-    Raises `FileError` where nothing can be written there.
-    """
+    """Entries in a folder, by default `refine.download.cache_dir`; one that can only be read gives what it has."""
 
     def __init__(self, folder: PathLike | None = None) -> None:
         self.folder = Path(folder) if folder is not None else cache_dir()
+
+    def check(self) -> None:
+        """Raises `FileError` where nothing can be written there."""
         try:
             check_folder(self.folder)
         except FileError as error:
@@ -96,6 +96,7 @@ class Cache:
     ) -> Arrays:
         arrays = self._kept(kind, name, settings, image)
         if arrays is None:
+            self.check()  # before the work
             arrays = find()
             _write(self._path(kind, name, settings, image), arrays)
         return arrays
