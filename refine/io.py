@@ -9,6 +9,7 @@ file or the new one, never half of one.
 """
 
 import logging
+import math
 import os
 import secrets
 import stat
@@ -24,17 +25,20 @@ import cv2
 import imagecodecs
 import numpy as np
 import tifffile
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 from PIL import BmpImagePlugin, ExifTags, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from refine.errors import FileError, InputError, OptionError, RefineError
-from refine.values import Array, distinct
+from refine.values import ROUNDING, Array, distinct
 
 PathLike = str | os.PathLike[str]
 Source = PathLike | Image.Image
 
 MAX_PIXELS = 250_000_000
 """Largest picture that is decoded unasked: above every camera's, and 750 MB as RGB."""
+
+DARK = 4095
+"""Highest peak of a 16-bit picture that is taken for one of fewer bits: / 257 it would be nearly black."""
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"})
 """Suffixes (lower case) of the files that :func:`read_image` reads; the content decides, not the suffix."""
@@ -48,6 +52,7 @@ TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # Size, bits, compression, colours, orientation, strips, samples, planes, predictor, palette, tiles, alpha, format.
 _TIFF_TAGS = frozenset({256, 257, 258, 259, 262, 273, 274, 277, 278, 279, 284, 317, 320, 322, 323, 324, 325, 338, 339})
 _LONGEST_SIDE = {".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383}  # px; libjpeg's and WebP's limits
+_BAND = 2**17  # samples scaled at once: floats in between stay in a processor's cache
 _PNG_LEVEL = 3  # of 9: pictures of tens of megapixels should not take longer to write than to refine
 
 # tifffile logs every oddity of a damaged file; without a handler Python prints them beside our one-line error.
@@ -63,9 +68,9 @@ def read_image(source: Source, *, allow_large: bool = False) -> NDArray[np.uint8
     Reads JPEG, PNG, TIFF, BMP and WebP of any bit depth and colour mode, by content and not by suffix. Samples become
     8-bit as :func:`rgb8` says; bits are black and white.
 
-    Raises FileError: the file is missing, a folder, empty, truncated, damaged, of another format, has several pages of
-    the same size, or has more than ``MAX_PIXELS`` pixels and ``allow_large`` is not set.
-    Raises InputError: its values are no picture: 32-bit integers, or floats outside [0, 1].
+    Raises FileError: the file is missing, a folder, empty, truncated, damaged, of another format, has several pages
+    that may be the picture, or has more than ``MAX_PIXELS`` pixels and ``allow_large`` is not set.
+    Raises InputError: its values are no picture: 32-bit integers, floats outside [0, 1], 12 bits stored as 16.
     """
     raster, name = _raster(source, "image", allow_large)
     samples = raster.samples
@@ -122,8 +127,8 @@ def rgb8(array: Array, name: str) -> NDArray[np.uint8]:
     The whole range of the type is kept: uint8 as it is (no copy is made where none is needed), uint16 / 257 rounded,
     floats in [0, 1] * 255 rounded.
 
-    Raises InputError: another shape or type, no pixels, NaN or infinite values, floats outside [0, 1], or uint16 that
-    holds 8-bit values (it would come out black). ``name`` opens the message.
+    Raises InputError: another shape or type, no pixels, NaN or infinite values, floats outside [0, 1] by more than
+    rounding, or uint16 up to ``DARK`` only (it would come out nearly black). ``name`` opens the message.
     """
     shape = array.shape
     if array.ndim not in (2, 3) or array.size == 0 or (array.ndim == 3 and shape[2] not in (1, 3, 4)):
@@ -145,10 +150,13 @@ def _eight_bit(array: Array, name: str) -> NDArray[np.uint8]:
         return array
     if kind == "u" and size == 2:
         peak = int(array.max())
-        if 0 < peak <= 255:
+        if 0 < peak <= DARK:
+            remedy = "multiply them by 65535 / 4095 if these are 12-bit values"
+            if peak <= 255:
+                remedy = "pass image.astype(np.uint8) if these are 8-bit values"
             raise InputError(
-                f"{name}: uint16 with values up to {peak} only, while 65535 is white; "
-                "pass image.astype(np.uint8) if these are 8-bit values, else scale them to 0..65535"
+                f"{name}: uint16 with values up to {peak} only, while 65535 is white; {remedy}, "
+                "else scale them to 0..65535"
             )
         rows = np.ascontiguousarray(array, np.uint16).reshape(array.shape[0], -1)
         return cv2.convertScaleAbs(rows, alpha=1 / 257).reshape(array.shape).astype(np.uint8, copy=False)
@@ -156,14 +164,24 @@ def _eight_bit(array: Array, name: str) -> NDArray[np.uint8]:
         lowest, highest = float(array.min()), float(array.max())  # both are NaN if any value is
         if not np.isfinite([lowest, highest]).all():
             raise InputError(f"{name}: holds NaN or infinite values; floats must be finite and in [0, 1]; replace them")
-        if lowest < 0 or highest > 1:
+        if lowest < -ROUNDING or highest > 1 + ROUNDING:
             scaled = "divide by 255, or pass image.astype(np.uint8)" if lowest >= 0 and highest <= 255 else "rescale it"
             raise InputError(f"{name}: float values {lowest:g}..{highest:g}; floats must be in [0, 1]; {scaled}")
-        return np.rint(array * np.float32(255)).astype(np.uint8)
+        return _scaled(array, np.float32(255), np.uint8)
     remedy = "convert it with .astype(np.uint8) if its values are 0..255"
     if kind == "b":
         remedy = "this looks like a mask: pass the picture, or image.astype(np.uint8) * 255"
     raise InputError(f"{name}: type {array.dtype}; accepted are uint8, uint16 and floats in [0, 1]; {remedy}")
+
+
+def _scaled(array: Array, factor: float | np.float32, dtype: DTypeLike) -> Array:
+    """An array times ``factor``, rounded; by bands of rows, so that what lies between is never whole in memory."""
+    out = np.empty(array.shape, dtype)
+    step = max(1, _BAND // math.prod(array.shape[1:]))
+    for top in range(0, len(array), step):
+        rows = slice(top, top + step)
+        out[rows] = np.rint(array[rows] * factor)
+    return out
 
 
 def check_mask_shape(shape: tuple[int, ...], name: str) -> None:
@@ -398,22 +416,29 @@ def _tiff_raster(file: BinaryIO, name: str, allow_large: bool) -> Raster:
 
 
 def tiff_page(tiff: Any, file: BinaryIO, name: str, allow_large: bool) -> Any:
-    """The first page of a TIFF: the only one of its size, of one to four samples, and whole as far as offsets tell.
+    """The picture of a TIFF: its first page that is marked neither as a smaller copy nor as a mask, if there is one.
 
-    Raises FileError: it is not, its samples are of an unknown type, or it or a tile, which may reach beyond it, has
-    more than ``MAX_PIXELS`` pixels and ``allow_large`` is not set.
+    It is larger than all others that are not marked, of one to four samples, and whole as far as offsets tell.
+
+    Raises FileError: it is not, it is a smaller copy of what lies below it (raw files of cameras), its samples are of
+    an unknown type, or it or a tile, which may reach beyond it, has more than ``MAX_PIXELS`` pixels and ``allow_large``
+    is not set.
     Raises InputError: it has no pixels.
     """
-    page = tiff.pages[0]
+    marked = 1 | 4  # bits of the subfile type: smaller copies and masks belong to another page
+    pages = [page for page in tiff.pages if not page.subfiletype & marked] or [tiff.pages[0]]
+    page = pages[0]
+    if page.subfiletype & 1 and page.subifds:
+        given = "its first page is a smaller copy of a picture that is no page"
+        raise FileError(f"{name}: {given}; save the picture as the first page")
     width, height = page.imagewidth, page.imagelength
     _check_size(width, height, name, allow_large)
     if page.is_tiled:
         _check_size(page.tilewidth, page.tilelength, f"{name}: each tile", allow_large)
-    # Overviews and internal masks (bits 1 and 4 of the subfile type) belong to the first page.
-    others = [p for p in tiff.pages[1:] if (p.imagelength, p.imagewidth) == (height, width)]
-    pages = 1 + sum(not p.subfiletype & 5 for p in others)
-    if pages > 1:
-        raise FileError(f"{name}: {pages} pages of the same size; accepted is one picture; save the page you mean")
+    rivals = sum(p.imagewidth * p.imagelength >= width * height for p in pages)
+    if rivals > 1:
+        given = f"{rivals} pages of the first one's size or larger"
+        raise FileError(f"{name}: {given}; accepted is one picture; save the page you mean")
     if page.imagedepth != 1 or page.samplesperpixel > 4:
         raise FileError(
             f"{name}: a TIFF with {page.samplesperpixel} samples per pixel and depth {page.imagedepth}; accepted "
@@ -456,7 +481,7 @@ def tiff_colours(page: Any, samples: Array, name: str) -> Raster:
         return Raster(samples.astype(np.uint8, copy=False), palette)
     whole = 8 * samples.dtype.itemsize
     if samples.dtype.kind == "u" and bits < whole:  # 2, 4, 10, 12, 14 bits: white is 2**bits - 1
-        samples = np.rint(samples * ((2**whole - 1) / (2**bits - 1))).astype(samples.dtype)
+        samples = _scaled(samples, (2**whole - 1) / (2**bits - 1), samples.dtype)
     if photometric == tifffile.PHOTOMETRIC.MINISWHITE and samples.dtype.kind in "bu":
         samples = ~samples
     elif photometric == tifffile.PHOTOMETRIC.SEPARATED and samples.ndim == 3 and samples.shape[2] == 4:

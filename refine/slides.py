@@ -48,19 +48,19 @@ _JOURNAL = "refine.journal"
 class Slide:
     """A picture or mask in a TIFF of any size, read by windows: only tiles and strips that a window meets are decoded.
 
-    The first page is read, at its full resolution: overviews (SubIFDs, smaller pages) and internal masks are left
-    alone. Uncompressed files are mapped for the time of a read; of others the decoded tiles are kept up to ``cache``
-    bytes, or one if it is larger. Threads may share a slide: they take turns.
+    The page that `refine.io.tiff_page` finds is read, at its full resolution: overviews (SubIFDs, smaller pages) and
+    internal masks are left alone. Uncompressed files are mapped for the time of a read; of others the decoded tiles are
+    kept up to ``cache`` bytes, or one if it is larger. Threads may share a slide: they take turns.
 
     Some rules look at all of a file, so that no window is read differently from the next: whether a 16-bit picture
-    holds 8-bit values, the range of floats, and what the values of a mask mean. So the first :meth:`read` of a 16-bit
-    picture reads on from the top until a value above 255 is met, that of a float picture and the first
+    holds 8 or 12 bits, the range of floats, and what the values of a mask mean. So the first :meth:`read` of a 16-bit
+    picture reads on from the top until a value above ``io.DARK`` is met, that of a float picture and the first
     :meth:`read_mask` decode the whole file (which also finds damage before the work and not after hours): once, and a
     mask of few values once more, to tell whether they are labels.
 
-    Raises FileError: no file, no TIFF (only TIFF can be read by windows), damaged or truncated, several pages of one
-    size, an orientation other than upright, colours or samples that are not read, or a tile or strip of more than
-    ``MAX_SEGMENT`` bytes. Errors of reading are those of :meth:`read` and :meth:`read_mask`.
+    Raises FileError: no file, no TIFF (only TIFF can be read by windows), damaged or truncated, several pages that may
+    be the picture, an orientation other than upright, colours or samples that are not read, or a tile or strip of more
+    than ``MAX_SEGMENT`` bytes. Errors of reading are those of :meth:`read` and :meth:`read_mask`.
     """
 
     def __init__(self, path: PathLike, *, cache: int = 2**26) -> None:
@@ -136,13 +136,13 @@ class Slide:
 
     @cached_property
     def _colour_range(self) -> Array:
-        """(1, 2): lowest and highest value of the picture, where it is 16-bit of the part that tells 8 bits from 16."""
+        """(1, 2): lowest and highest value of the picture, where it is 16-bit of what tells 12 bits from 16."""
         lowest, highest = [], []
         for band in self._bands():
             colours = self._colours(band)
             lowest.append(colours.min())
             highest.append(colours.max())
-            if colours.dtype == np.uint16 and highest[-1] > 255:
+            if colours.dtype == np.uint16 and highest[-1] > io.DARK:
                 break
         return np.array([[np.min(lowest), np.max(highest)]], colours.dtype)  # NaN if any value is
 
@@ -266,7 +266,7 @@ def _check_is_tiff(head: bytes, name: str) -> None:
 
 
 def _checked_page(tiff: Any, file: Any, name: str) -> Any:
-    """The first page, which has samples and colours that are read by windows, upright."""
+    """The picture's page, which has samples and colours that are read by windows, upright."""
     page = io.tiff_page(tiff, file, name, allow_large=True)
     if page.photometric == tifffile.PHOTOMETRIC.SEPARATED and page.dtype != np.uint8:
         given = f"CMYK samples of {page.bitspersample} bits"

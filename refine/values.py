@@ -12,8 +12,10 @@ from refine.errors import InputError
 
 Array = NDArray[Any]
 
+ROUNDING = 1e-6
+"""How far float32 interpolation strays from [0, 1], in masks and pictures; clipped, not refused."""
+
 _ACCEPTED = "bool, {0, 1}, {0, 255}, grey 0..255, uint16 0..65535 or floats in [0, 1]"
-_ROUNDING = 1e-6  # how far float32 interpolation strays from [0, 1]; clipped, not refused
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def _narrow(top: int) -> type[np.unsignedinteger[Any]]:
 def _of_floats(lowest: float, highest: float, name: str) -> Meaning:
     if not np.isfinite([lowest, highest]).all():
         raise InputError(f"{name}: holds NaN or infinite values; floats must be finite and in [0, 1]; replace them")
-    if lowest < -_ROUNDING or highest > 1 + _ROUNDING:
+    if lowest < -ROUNDING or highest > 1 + ROUNDING:
         remedy = "divide by 255" if lowest >= 0 and highest <= 255 else "apply a sigmoid if these are logits"
         raise InputError(f"{name}: float values {lowest:g}..{highest:g}; floats must be in [0, 1]; {remedy}")
     return Meaning(strays=lowest < 0 or highest > 1)

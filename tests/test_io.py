@@ -4,6 +4,7 @@ import re
 import stat
 import struct
 import threading
+import tracemalloc
 import zlib
 
 import cv2
@@ -139,6 +140,18 @@ def test_every_16_bit_value_becomes_the_nearest_8_bit_one():
     np.testing.assert_array_equal(io.rgb8(values.astype(">u2"), "image")[..., 2], np.rint(values / 257))
 
 
+@pytest.mark.parametrize(("peak", "remedy"), [(255, r"astype\(np\.uint8\)"), (256, "12-bit"), (4095, "65535 / 4095")])
+def test_fewer_bits_in_a_16_bit_file_are_not_read_as_a_dark_picture(tmp_path, peak, remedy):
+    samples = np.array([[0, 40], [200, peak]], np.uint16)
+    (tmp_path / "a.png").write_bytes(imagecodecs.png_encode(samples))
+    tifffile.imwrite(tmp_path / "a.tif", samples)
+    for name in ("a.png", "a.tif"):
+        with pytest.raises(InputError, match=rf"{name}: uint16 with values up to {peak} only.*65535.*{remedy}"):
+            io.read_image(tmp_path / name)
+    for bright in (0, 4096):
+        assert io.rgb8(np.array([[0, bright]], np.uint16), "image").max() == round(bright / 257)
+
+
 def test_a_16_bit_grey_pil_image_keeps_its_full_range():
     assert io.read_image(Image.fromarray(np.array([[0, 257, 65535]], np.uint16)))[0, :, 0].tolist() == [0, 1, 255]
 
@@ -176,9 +189,29 @@ def test_a_tiff_of_an_edge_size_is_not_mistaken_for_channels(tmp_path, size):
 def test_a_float_tiff_in_0_to_1_is_accepted_and_another_range_is_named(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", np.array([[0, 0.5, 1]], np.float32))
     assert io.read_image(tmp_path / "a.tif")[0, :, 0].tolist() == [0, 128, 255]
+    tifffile.imwrite(tmp_path / "a.tif", np.array([[-1e-7, 1 + 1.2e-7]], np.float32))
+    assert io.read_image(tmp_path / "a.tif")[0, :, 0].tolist() == [0, 255]
     tifffile.imwrite(tmp_path / "b.tif", np.array([[0, 200]], np.float32))
     with pytest.raises(InputError, match=r"b\.tif: float values 0\.\.200.*\[0, 1\]; divide by 255"):
         io.read_image(tmp_path / "b.tif")
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [(np.float32, None), (np.float64, None), (np.uint16, 12)])
+def test_samples_of_a_tiff_are_scaled_by_bands(tmp_path, monkeypatch, dtype, bits):
+    samples = noise(256, 320, 3)
+    stored = samples.astype(dtype) << 4 if bits else (samples / 255).astype(dtype)
+    tifffile.imwrite(tmp_path / "a.tif", stored, photometric="rgb", bitspersample=bits)
+    whole = io.read_image(tmp_path / "a.tif")
+    np.testing.assert_array_equal(whole, np.rint(np.rint(stored * (65535 / 4095)) / 257) if bits else samples)
+    monkeypatch.setattr(io, "_BAND", 5000)  # five rows and a part of one
+    tracemalloc.start()
+    try:
+        banded = io.read_image(tmp_path / "a.tif")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(banded, whole)
+    assert peak < 30 * 256 * 320  # 24 bytes of a px as it is stored, at most, and 3 as it is read
 
 
 def test_colours_of_a_tiff_follow_its_photometric_tag(tmp_path):
@@ -219,8 +252,39 @@ def test_a_tiff_of_several_pages_is_refused_and_overviews_are_not_pages(tmp_path
         file.write(noise(64, 64) > 127, subfiletype=4, photometric="mask")
     assert io.read_image(tmp_path / "pyramid.tif").shape == (64, 64, 3)
     tifffile.imwrite(tmp_path / "stack.tif", noise(3, 8, 9), photometric="minisblack")
-    with pytest.raises(FileError, match=r"stack\.tif: 3 pages of the same size.*save the page you mean"):
+    with pytest.raises(FileError, match=r"stack\.tif: 3 pages of the first one's size.*save the page you mean"):
         io.read_image(tmp_path / "stack.tif")
+
+
+@pytest.mark.parametrize("kind", [1, 4])
+def test_a_thumbnail_or_mask_before_the_picture_of_a_tiff_is_not_taken_for_it(tmp_path, kind):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(noise(6, 8) > 127, photometric="minisblack", subfiletype=kind)
+        file.write(noise(60, 80, 3), photometric="rgb")
+        file.write(noise(30, 40, 3), photometric="rgb", subfiletype=1)
+    np.testing.assert_array_equal(io.read_image(tmp_path / "a.tif"), noise(60, 80, 3))
+    assert io.read_size(tmp_path / "a.tif") == (60, 80)
+
+
+def test_a_larger_page_of_a_tiff_behind_the_first_is_refused_unless_it_is_marked(tmp_path):
+    for name, kind in (("plain", 0), ("marked", 1)):
+        with tifffile.TiffWriter(tmp_path / f"{name}.tif") as file:
+            file.write(noise(6, 8, 3), photometric="rgb")
+            file.write(noise(60, 80, 3), photometric="rgb", subfiletype=kind)
+    for read in (io.read_image, io.read_size):
+        with pytest.raises(FileError, match=r"plain\.tif: 2 pages of the first one's size or larger.*save the page"):
+            read(tmp_path / "plain.tif")
+    assert io.read_size(tmp_path / "marked.tif") == (6, 8)
+
+
+def test_a_tiff_of_a_marked_page_alone_is_read_unless_the_picture_lies_below_it(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", noise(6, 8), subfiletype=1)
+    np.testing.assert_array_equal(io.read_mask(tmp_path / "a.tif"), noise(6, 8))
+    with tifffile.TiffWriter(tmp_path / "raw.tif") as file:
+        file.write(noise(6, 8, 3), photometric="rgb", subfiletype=1, subifds=1)
+        file.write(noise(60, 80), photometric="minisblack")
+    with pytest.raises(FileError, match=r"raw\.tif: its first page is a smaller copy.*save the picture as the first"):
+        io.read_image(tmp_path / "raw.tif")
 
 
 def test_a_tiff_of_many_bands_is_refused(tmp_path):

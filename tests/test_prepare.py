@@ -72,6 +72,8 @@ def test_a_path_is_read(tmp_path):
         (np.array([[0.0, 255.0]]), r"image: float values 0\.\.255.*\[0, 1\]; divide by 255"),
         (np.array([[-1.0, 1.0]]), r"image: float values -1\.\.1.*rescale"),
         (np.full((5, 5), 200, np.uint16), r"image: uint16 with values up to 200 only.*astype\(np\.uint8\)"),
+        (np.full((5, 5), 4095, np.uint16), r"image: uint16 with values up to 4095 only.*multiply them by 65535 / 4095"),
+        (np.array([[0, 1.00001]]), r"image: float values 0\.\.1\.00001.*\[0, 1\]"),
         (torch.zeros(3, 4, 4), r"image: given a torch\.Tensor.*\.cpu\(\)\.numpy\(\)"),
         ([[1, 2]], r"image: given a builtins\.list.*np\.asarray"),
         (None, r"image: given a builtins\.NoneType"),
@@ -81,6 +83,11 @@ def test_what_is_no_picture_says_what_was_given(image, message):
     with pytest.raises(InputError, match=message) as error:
         as_image(image)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, float])
+def test_rounding_of_a_float_picture_is_clipped(dtype):
+    assert as_image(np.array([[-1e-7, 0.2, 1 + 1.2e-7]], dtype))[0, :, 0].tolist() == [0, 51, 255]
 
 
 # ------------------------------------------------------------------------------------------------------------- masks

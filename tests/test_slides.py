@@ -169,14 +169,17 @@ def test_values_that_are_no_picture_are_refused_as_in_a_whole_file(tmp_path, mon
     low = noise(50, 20, 1).astype(np.uint16)
     light, undefined = np.zeros((2, 50, 20, 1), np.float32)
     light[40, 3], undefined[40, 3] = 200, np.nan
-    for samples in (low, light, undefined, low.astype(np.int32)):
+    twelve = low * np.uint16(16)
+    for samples in (low, twelve, light, undefined, low.astype(np.int32)):
         path = write_tiff(tmp_path / "a.tif", samples, rowsperstrip=5, compression="zlib")
         with pytest.raises(InputError) as expected:
             io.read_image(path)
         with Slide(path) as slide, pytest.raises(InputError, match=re.escape(str(expected.value))):
             slide.read(Window(0, 1, 0, 1))
-    black = write_tiff(tmp_path / "a.tif", low * 0, rowsperstrip=5)
-    assert_reads_as_io(black)
+    twelve[40, 3] = 4096
+    stray = np.where(light > 0, np.float32(1 + 1.2e-7), light)
+    for samples in (low * 0, twelve, stray):
+        assert_reads_as_io(write_tiff(tmp_path / "a.tif", samples, rowsperstrip=5, compression="zlib"))
 
 
 def test_the_values_of_a_16_bit_picture_are_looked_at_no_further_than_needed(tmp_path, monkeypatch):
@@ -277,6 +280,15 @@ def test_the_first_page_of_a_pyramid_is_read_at_full_resolution(tmp_path):
         assert slide.size == (96, 80)
 
 
+def test_the_picture_behind_a_thumbnail_is_read(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(noise(24, 20, 3), subfiletype=1, photometric="rgb")
+        file.write(noise(96, 80, 3), tile=(16, 16), photometric="rgb", compression="zlib")
+    assert_reads_as_io(tmp_path / "a.tif")
+    with Slide(tmp_path / "a.tif") as slide:
+        assert slide.size == (96, 80)
+
+
 def test_threads_may_share_a_slide(tmp_path):
     picture = noise(128, 128, 3)
     path = write_tiff(tmp_path / "a.tif", picture, tile=(16, 16), compression="zlib")
@@ -304,7 +316,10 @@ def test_several_pages_of_one_size_and_many_bands_are_refused_as_by_io(tmp_path)
     tifffile.imwrite(tmp_path / "stack.tif", noise(3, 8, 9), photometric="minisblack")
     tifffile.imwrite(tmp_path / "bands.tif", noise(8, 9, 7), photometric="minisblack", planarconfig="contig")
     tifffile.imwrite(tmp_path / "lab.tif", noise(8, 9, 3), photometric="cielab")
-    for name in ("stack.tif", "bands.tif", "lab.tif"):
+    with tifffile.TiffWriter(tmp_path / "larger.tif") as file:
+        file.write(noise(8, 9, 3), photometric="rgb")
+        file.write(noise(80, 90, 3), photometric="rgb")
+    for name in ("stack.tif", "bands.tif", "lab.tif", "larger.tif"):
         with pytest.raises(FileError) as expected:
             io.read_image(tmp_path / name)
         with pytest.raises(FileError, match=re.escape(str(expected.value))):
