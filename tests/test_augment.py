@@ -1,7 +1,10 @@
+import cv2
 import numpy as np
 import pytest
 
 from refine.training.augment import published_crop, published_jitter
+from refine.training.data import Crops
+from refine.training.folders import survey
 
 
 def drawn(size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -49,3 +52,14 @@ def test_published_colours_are_reproducible():
     image, _ = drawn((9, 9))
     first, second = (published_jitter(image, np.random.default_rng(7)) for _ in range(2))
     np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize(("augment", "neutral"), [("published", True), ("broad", False)])
+def test_a_grey_stays_grey_in_crops_as_published_alone(tmp_path, augment, neutral):
+    _, truth = drawn((80, 90))
+    cv2.imwrite(str(tmp_path / "a_im.png"), np.full((80, 90, 3), 120, np.uint8))
+    cv2.imwrite(str(tmp_path / "a_gt.png"), truth)
+    crops = Crops([survey(tmp_path).pairs], [1.0], size=32, seed=0, augment=augment)
+    images = [crops[i]["image"].int() for i in range(20)]
+    assert all(int(image.max() - image.min()) <= 1 for image in images) == neutral
+    assert len({int(image[0, 0, 0]) for image in images}) > 5

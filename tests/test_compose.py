@@ -3,6 +3,8 @@ import numpy as np
 import pytest
 
 from refine.training.compose import pasted, some_parts
+from refine.training.data import Crops
+from refine.training.folders import survey
 
 SIZE = (60, 80)
 
@@ -72,3 +74,18 @@ class TestSomeParts:
         truth = disc((30, 30), 10)
         truth[2, 2] = True
         np.testing.assert_array_equal(some_parts(truth, np.random.default_rng(0)), truth)
+
+
+@pytest.mark.parametrize(("composed", "least", "most"), [(0.0, 0.0, 0.0), (1.0, 0.2, 0.5)])
+def test_object_and_ground_change_places_a_third_as_often_as_pictures_are_composed(tmp_path, composed, least, most):
+    bright = disc((30, 40), 12)
+    cv2.imwrite(str(tmp_path / "a_im.png"), np.where(bright, np.uint8(200), np.uint8(40)))
+    cv2.imwrite(str(tmp_path / "a_gt.png"), 255 * bright.astype(np.uint8))
+    crops = Crops([survey(tmp_path).pairs], [1.0], size=48, seed=0, composed=composed)
+    darker = []
+    for i in range(60):
+        image, truth = crops[i]["image"].float().mean(0), crops[i]["truth"][0] > 0.5
+        if truth.any() and not truth.all():
+            darker.append(bool(image[truth].mean() < image[~truth].mean()))
+    assert len(darker) > 40
+    assert least <= np.mean(darker) <= most

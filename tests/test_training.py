@@ -18,14 +18,17 @@ from scipy.ndimage import zoom
 
 import refine
 from refine import checkpoint
+from refine.blocks import Blocks
+from refine.decode import decode
 from refine.errors import FileError, OptionError, WeightsError
 from refine.loading import load_network
 from refine.models import NETWORKS, PRESETS, build
 from refine.models.crm_s import CRMSmall, DenseTrunk, EnsembleDecoder
-from refine.training import data
+from refine.training import data, networks
 from refine.training.data import Crops, _jittered
 from refine.training.folders import survey
 from refine.training.loop import train
+from refine.training.passes import _decoded, losses
 from refine.training.pretrained import load_mobilenet_v2
 from refine.training.recipe import Recipe
 from refine.training.scenes import scene
@@ -229,6 +232,19 @@ def test_pretrained_features_alone_learn_more_slowly(folder, tmp_path, monkeypat
     }
 
 
+def test_pretrained_features_stay_as_they_are_where_they_learn_by_nothing(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("refine.training.state.load_mobilenet_v2", lambda trunk, path: None)
+    (tmp_path / "features.npz").touch()
+    still = recipe(folder, steps=2, warmup=0, trunk_factor=0.0, pretrained=str(tmp_path / "features.npz"))
+    train(still, tmp_path / "run", workers=0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        begun = build(PRESETS["crm-s"])
+    ended = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["network"]
+    for name, parameter in begun.named_parameters():
+        assert torch.equal(ended[name], parameter) == name.startswith("trunk."), name
+
+
 def test_crm_r50_learns_by_the_same_loop_and_its_weights_refine(folder, tmp_path):
     path = train(recipe(folder, model="crm-r50", steps=2, warmup=1), tmp_path / "run", workers=0)
     with torch.random.fork_rng():
@@ -282,6 +298,50 @@ def test_the_network_sees_crops_as_the_cascade_shows_it_pictures(folder, tmp_pat
         whole = np.concatenate((colours, 2 * mask - 1), axis=2)
         np.testing.assert_allclose(coarse_step[i], halved(whole), atol=1e-5)
         np.testing.assert_allclose(last_step[i, ..., :3], colours, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_losses_are_of_the_truth_at_the_pixels_that_the_network_answers(seed):
+    """A new crm-s answers the mask that it sees; halved, enlarged and cut, a slope is still the same slope."""
+    y, x = torch.meshgrid(torch.arange(128), torch.arange(128), indexing="ij")
+    slope = (0.3 + 0.003 * y + 0.001 * x).expand(4, 1, 128, 128)
+    image = torch.zeros(4, 3, 128, 128, dtype=torch.uint8)
+    batch = {"image": image, "truth": slope, "coarse": slope, "fine": slope}
+    seen = []
+
+    def noted(logit: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        seen.append((logit.detach().sigmoid(), truth))
+        return logit.mean()
+
+    spec, choices = PRESETS["crm-s"], torch.Generator().manual_seed(seed)
+    asked = Recipe(crop=128, window=64)
+    losses(build(spec), spec.cascade, batch, asked, choices, loss=noted, dtype=torch.float32)
+    assert [tuple(truth.shape) for _, truth in seen] == [(4, 1, 64, 64)] * 2
+    for answer, truth in seen:
+        inside = (..., slice(2, -2), slice(2, -2))  # beyond the border a slope does not go on
+        torch.testing.assert_close(answer[inside], truth[inside], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("model", ["crm-s", "crm-r50"])
+@pytest.mark.parametrize("part", [np.s_[..., 1::2, ::2], np.s_[..., 8:40, 24:56]], ids=["every other pixel", "window"])
+def test_a_part_of_a_crop_is_decoded_as_the_cascade_decodes_it(model, part):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = build(PRESETS[model]).eval().requires_grad_(False)
+        if model == "crm-s":
+            torch.nn.init.normal_(network.decoder.last.weight)  # zero in a new one
+        latent = torch.randn(1, network.latent_channels, 64 // network.stride, 64 // network.stride)
+        guide = torch.rand(1, 4, 64, 64)
+    axis = network.axis(64, 64)
+
+    def read(points: np.ndarray) -> torch.Tensor:
+        return guide[0, :, points[:, 0], points[:, 1]].T
+
+    blocks = Blocks.around(latent, network.stride, (0, 0))
+    expected = decode(network, blocks, axis, axis, None, read if network.guided else None)
+    assert expected.std() > 1e-4
+    found = _decoded(network, latent, guide, part).sigmoid()
+    np.testing.assert_allclose(found[0, 0], expected[part], atol=1e-5 * float(expected.std()), rtol=1e-5)
 
 
 def test_a_checkpoint_from_before_a_field_is_resumed_with_its_default(folder, tmp_path):
@@ -686,3 +746,31 @@ def test_a_card_lies_beside_the_weights_and_tells_of_them(folder, tmp_path):
     assert "| data | 3 |" in lines
     assert "> No commerce." in lines
     assert not [line for line in lines if str(tmp_path) in line]
+
+
+def test_heads_learn_a_mirrored_picture_with_its_mirrored_truth(monkeypatch):
+    monkeypatch.setattr(networks, "TOLD", 8)
+    truth = torch.zeros(8, 8)
+    truth[:, :3] = 1  # of no mirror image
+    maps = torch.stack((truth, truth.flip(1)))[:, None]
+    sides = set()
+
+    class Told(torch.nn.Module):
+        """Answers what its map says."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.steepness = torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, fine: torch.Tensor, *more: torch.Tensor) -> torch.Tensor:
+            sides.update(fine[:, 0, 0, 0].tolist())
+            return 20 * self.steepness * (fine - 0.5)
+
+    def noted(logit: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        assert torch.equal((logit > 0).float(), wanted)
+        return logit.mean()
+
+    monkeypatch.setattr(networks.F, "binary_cross_entropy_with_logits", noted)
+    seen = [networks._Seen((maps,) * 3, truth, (8, 8))] * 6
+    assert list(networks._trained(Told(), seen, np.ones(6), 4, np.random.default_rng(0))) == [1, 4]
+    assert sides == {0.0, 1.0}
