@@ -370,24 +370,23 @@ def _print_plans(refiner: AnyRefiner, pairs: list[Pair], talk: _Talk) -> int:
     failed = 0
     for pair in pairs:
         try:
-            windowed = _by_windows(refiner, pair)
-            talk.planned(pair, refiner.plan(_size(refiner, pair, windowed), windowed=windowed))
+            talk.planned(pair, _plan(refiner, pair))
         except (RefineError, OSError) as error:
             failed += 1
             talk.failed(pair.image, _one_line(error), pair=pair)
     return failed
 
 
-def _size(refiner: Refiner, pair: Pair, windowed: bool) -> tuple[int, int]:
-    """(H, W) of a pair's picture, if that can be refined."""
-    if windowed:
+def _plan(refiner: Refiner, pair: Pair) -> Plan:
+    """How a pair would be refined, if it can be."""
+    if _by_windows(refiner, pair):
         from refine.slides import Slide
 
-        with Slide(pair.image) as slide:
-            return slide.size
+        with Slide(pair.image) as image, Slide(pair.mask) as mask:
+            return refiner.plan(image.size, windowed=True, excess=image.excess + mask.excess)
     from refine.io import read_size
 
-    return read_size(pair.image, allow_large=refiner.options.allow_large)
+    return refiner.plan(read_size(pair.image, allow_large=refiner.options.allow_large))
 
 
 def _by_windows(refiner: Refiner, pair: Pair) -> bool:

@@ -195,7 +195,7 @@ class Refiner:
         with torch.inference_mode(), peak_memory(self.device) as peak, ExitStack() as stack:
             started = self._now()
             picture, mask = (stack.enter_context(Slide(path)) for path in (image, coarse_mask))
-            plan = self.plan(picture.size, windowed=True, **options)
+            plan = self.plan(picture.size, windowed=True, excess=picture.excess + mask.excess, **options)
             chosen = self._sized(chosen, picture.size)
             key = {
                 "files": [identity(path) for path in (image, coarse_mask)],
@@ -221,13 +221,19 @@ class Refiner:
             seconds = self._now() - started
         return self._report(frame, outcome, chosen, seconds, prepared - started, peak())
 
-    def plan(self, size: tuple[int, int], *, windowed: bool = False, **options: Any) -> Plan:
-        """How a picture of ``size`` (H, W) would be refined, and with how much memory; `refine.plan.plan`."""
+    def plan(self, size: tuple[int, int], *, windowed: bool = False, excess: int = 0, **options: Any) -> Plan:
+        """How a picture of ``size`` (H, W) would be refined, and with how much memory; `refine.plan.plan`.
+
+        windowed: as `refine_file` does it; excess: bytes of its files' large tiles or strips, of
+        `refine.slides.Slide.excess`.
+        """
         chosen, pad = self._chosen(options), self.spec.cascade.pad
         padded = (size[0] + 2 * pad, size[1] + 2 * pad)
         sizes = tuple(scaled(padded, scale) for scale in self.spec.cascade.at(*size, chosen.passes))
         seeing = self._seeing(chosen)
-        return plan(self.network, size, sizes, chosen, self.dtype, pad=pad, windowed=windowed, guidance=seeing)
+        return plan(
+            self.network, size, sizes, chosen, self.dtype, pad=pad, windowed=windowed, excess=excess, guidance=seeing
+        )
 
     def _chosen(self, changes: dict[str, Any]) -> Options:
         """The options of a call, where None is the model's own choice; `_sized` adds what the picture decides."""

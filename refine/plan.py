@@ -83,17 +83,18 @@ def plan(
     *,
     pad: int = 0,
     windowed: bool = False,
+    excess: int = 0,
     guidance: int = 0,
 ) -> Plan:
     """Sizes to refine a picture of ``size`` (H, W) with, under ``options.max_memory`` if that is given.
 
     scales: (h, w) of the inputs, border included. pad: px of the border. windowed: the picture and its masks stay in
-    files. guidance: bytes, see `Plan`; they are told, and held to the cap only where it is known that nothing is kept,
-    by the refiner.
+    files. excess: bytes of their large tiles or strips, `refine.slides.Slide.excess`. guidance: bytes, see `Plan`; they
+    are told, and held to the cap only where it is known that nothing is kept, by the refiner.
 
     Raises `OptionError`: nothing fits under the cap; the message states the least that does.
     """
-    picture = WINDOWED if windowed else PER_PIXEL * math.prod(n + 2 * pad for n in size)
+    picture = WINDOWED + excess if windowed else PER_PIXEL * math.prod(n + 2 * pad for n in size)
     cap = options.max_bytes
 
     def at(tile: int) -> Plan:

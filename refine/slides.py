@@ -5,6 +5,7 @@
 """
 
 import json
+import math
 import mmap
 import os
 import shutil
@@ -89,6 +90,15 @@ class Slide:
     def size(self) -> tuple[int, int]:
         """(H, W) of the picture."""
         return self._page.imagelength, self._page.imagewidth
+
+    @property
+    def excess(self) -> int:
+        """Most bytes that decoded tiles or strips take beyond ``cache``: large ones, of which one may be kept."""
+        if self._mapped:
+            return 0
+        pixel = self._page.samplesperpixel * self._page.dtype.itemsize
+        segment, whole = math.prod(self._grid) * pixel, math.prod(self.size) * pixel
+        return max(0, segment + min(max(0, whole - segment), max(self._cache, segment)) - self._cache)
 
     def read(self, window: Window) -> NDArray[np.uint8]:
         """Picture (h, w, 3), uint8 RGB, in a window of it, with the values of `refine.io.read_image`.
@@ -226,7 +236,8 @@ class Slide:
         segment = self._segments.pop(number, None)
         if segment is None:
             planes = range(0, self._across * self._down * self._page.shaped[0], self._across * self._down)
-            segment = np.concatenate([self._decoded(plane + number) for plane in planes], axis=2)
+            decoded = [self._decoded(plane + number) for plane in planes]
+            segment = decoded[0] if len(decoded) == 1 else np.concatenate(decoded, axis=2)
             self._cached += segment.nbytes
         self._segments[number] = segment
         while self._cached > self._cache and len(self._segments) > 1:

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from refine import checkpoint
-from refine.training.card import Card, Origin, Source, WeightsFile, source
+from refine.training.card import Card, Origin, Source, WeightsFile, source, stated_terms
 from refine.training.recipe import Recipe
 
 FIGURES = {
@@ -65,6 +65,16 @@ def test_a_card_states_each_fact_on_a_line(line):
 def test_a_card_lists_every_field_of_the_recipe():
     for name in Recipe().as_dict():
         assert f"| {name} | `" in CARD.text()
+
+
+def test_the_share_of_scenes_is_of_all_crops():
+    recipe = Recipe(scenes=0.5, coarse={"given": 1.0, "network": 3.0}).as_dict()
+    assert "38% of the crops are generated scenes." in replace(CARD, recipe=recipe).text().splitlines()
+
+
+def test_folders_of_one_name_each_keep_their_terms():
+    sources = [Source("photos", 2, "cite A"), Source("photos", 3, "cite B"), Source("photos", 4, "cite A")]
+    assert stated_terms("", sources, None) == {"photos": "cite A\n\ncite B"}
 
 
 def test_what_is_not_known_is_said():

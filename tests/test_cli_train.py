@@ -1,9 +1,12 @@
 """`refine-cli train`: every option by its effect."""
 
 import json
+import multiprocessing
+import os
 import re
 import signal
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -133,7 +136,7 @@ def test_validation_is_passed_on(cli, called):
         pairs(Path("held") / name, range(1), held_out=True)
     words = ["--validate", "held/a", "--validate", "held/b", "--validate-every", "20", "--validate-limit", "4"]
     cli("--data", "data", "-o", "run", *words)
-    assert called["validation"].measured() == {"on": ["a", "b"], "limit": 4}
+    assert [called["validation"].measured()[name] for name in ("on", "limit")] == [["a", "b"], 4]
     assert called["validation"].every.steps == 20
 
 
@@ -222,6 +225,79 @@ def test_wrong_options_are_refused_with_2(cli, words, told):
 )
 def test_wrong_files_are_refused_with_1(cli, words, told):
     assert_refused(cli("-o", "run", *words), 1, *told)
+
+
+def test_masks_of_other_sizes_are_listed_before_the_first_step(cli):
+    pairs(Path("data/more"), range(10, 17))
+    for path in sorted(Path("data/more").glob("*_gt.png")):
+        cv2.imwrite(str(path), np.zeros((35, 45), np.uint8))
+    cv2.imwrite("data/0_seg.png", np.zeros((35, 45), np.uint8))  # is not taken
+    told = "more/10_gt.png is 35 x 45, its picture data/more/10_im.jpg 70 x 90; "
+    words = ("--data", "data", "-o", "run", *SMALL)
+    assert_refused(cli(*words), 1, "7 masks do not fit", told, "14_gt.png", "; and 2 more; give masks")
+    assert not Path("run").exists()
+    for path in Path("data/more").iterdir():
+        path.unlink()
+    assert_refused(cli(*words, "--set", "coarse.given=0.3"), 1, "1 masks do not fit", "data/0_seg.png is 35 x 45")
+    assert cli(*words).code == 0
+
+
+def test_a_disk_that_is_full_is_an_error(cli, monkeypatch):
+    resource = pytest.importorskip("resource")
+    store = Run.store
+
+    def on_a_full_disk(self: Run, path: Path) -> None:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+        try:
+            store(self, path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    monkeypatch.setattr(Run, "store", on_a_full_disk)
+    assert_refused(cli("--data", "data", "-o", "run", *SMALL), 1, "checkpoint.pt: cannot be written (File too large)")
+    assert not Path("run/checkpoint.pt").exists()
+
+
+def test_a_worker_that_is_killed_is_an_error_that_says_how_to_go_on(cli, monkeypatch):
+    advance = Run.advance
+
+    def killed(self: Run, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid, signal.SIGKILL)
+            time.sleep(10)  # ends as the signal comes
+        return advance(self, batch)
+
+    monkeypatch.setattr(Run, "advance", killed)
+    words = ("--data", "data", "-o", "run", *SMALL[:-2], "--steps", "20", "--workers", "1")
+    told = ("a process that prepares crops was ended (DataLoader worker (pid", "want of memory; give fewer --workers")
+    assert_refused(cli(*words), 2, *told)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ((), "1 pictures have coarse masks beside them, which this recipe does not take; --set coarse.given=0.3"),
+        (("--set", 'augment="published"'), "which this recipe does not take\n"),
+        (("--set", "coarse.given=0.3"), ""),
+    ],
+)
+def test_coarse_masks_that_are_not_taken_are_told(cli, words, told):
+    for i in range(2):
+        cv2.imwrite(f"data/0_seg{i}.png", np.zeros((70, 90), np.uint8))
+    shown = cli("--data", "data", "-o", "run", *SMALL, *words).err
+    assert told in shown
+    assert ("coarse masks" in shown) == bool(told)
+
+
+def test_a_card_knows_all_that_a_chain_of_runs_was_trained_on(cli):
+    initial: tuple[str, ...] = ()
+    for name in ("first", "second", "third"):
+        pairs(Path(name), range(2))
+        assert cli("--data", name, "-o", f"run-{name}", *SMALL, *initial).code == 0
+        initial = ("--initial", f"run-{name}/weights.safetensors")
+    _, table = Path("run-third/card.md").read_text().split("It began with\n")
+    assert table.splitlines()[3].endswith("| first, second |")
 
 
 def test_a_run_needs_a_folder(cli):

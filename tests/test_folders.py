@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from refine.errors import FileError, InputError
-from refine.training.folders import Pair, read_truth, shared_pictures, survey
+from refine.training import folders
+from refine.training.folders import Pair, check_sizes, read_truth, shared_pictures, survey
 
 RECIPES = sorted((Path(__file__).parents[1] / "weights").glob("*.toml"))
 DISC = np.hypot(*np.mgrid[-6:7, -8:9]) < 5  # (13, 17)
@@ -276,6 +277,31 @@ def test_an_alpha_matte_is_cut_at_a_half(tmp_path):
     np.testing.assert_array_equal(truth_of(tmp_path / "truth.png"), np.where(levels > 127, 255, 0))
 
 
+@pytest.mark.parametrize("white", [255, 254, 200])
+@pytest.mark.parametrize("quality", [50, 75, 95, 100])
+@pytest.mark.parametrize("name", ["truth.jpg", "truth.png"])  # the content decides
+def test_a_lossy_truth_is_cut_at_half_of_its_white(tmp_path, name, quality, white):
+    truth = cv2.circle(np.zeros((200, 260), np.uint8), (120, 90), 70, 255, -1)
+    Image.fromarray(np.minimum(truth, np.uint8(white))).save(tmp_path / name, "JPEG", quality=quality)
+    found = read_truth(Pair(tmp_path / "a.jpg", tmp_path / name), truth.shape)
+    assert np.isin(found, (0, 255)).all()
+    assert not (found != truth)[cv2.morphologyEx(truth, cv2.MORPH_GRADIENT, np.ones((5, 5))) == 0].any()
+
+
+@pytest.mark.parametrize("stray", [1, 254])
+def test_a_stray_value_of_a_jpeg_is_no_label(tmp_path, stray, monkeypatch):
+    values = np.where(DISC, 255, 0).astype(np.uint8)
+    values[0, 0] = stray
+    write(tmp_path, "truth.jpg")
+    monkeypatch.setattr(folders, "read_mask", lambda path: values)
+    np.testing.assert_array_equal(truth_of(tmp_path / "truth.jpg"), np.where(values > 127, 255, 0))
+
+
+def test_labels_in_a_lossless_webp_are_labels(tmp_path):
+    Image.fromarray(OBJECTS.astype(np.uint8)).save(tmp_path / "truth.webp", lossless=True)
+    np.testing.assert_array_equal(truth_of(tmp_path / "truth.webp"), 255 * DISC)
+
+
 def test_an_empty_truth_is_empty(tmp_path):
     palette_png(tmp_path / "truth.png", 0 * DISC, DAVIS)
     assert not truth_of(tmp_path / "truth.png").any()
@@ -324,6 +350,38 @@ def test_a_photograph_is_no_truth(tmp_path):
     Image.open(tmp_path / "a.jpg").quantize(256).save(tmp_path / "truth.png")
     with pytest.raises(FileError, match=r"truth\.png: "):
         truth_of(tmp_path / "truth.png")
+
+
+# ------------------------------------------------------------------------------------------------------------- sizes
+
+
+def test_sizes_are_those_of_the_headers(tmp_path):
+    write(tmp_path, "a.jpg", "a.png", "a_seg.png", "b_im.jpg", "b_gt.npy", "c_im.jpg", "c_gt0.tif", "c_gt1.tif")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # displayed upright
+    Image.open(tmp_path / "a.jpg").transpose(Image.Transpose.ROTATE_90).save(tmp_path / "a.jpg", exif=exif)
+    for name in ("a.png", "a_seg.png"):
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:40])  # no pixels are looked at
+    pairs = survey(tmp_path).pairs
+    check_sizes(pairs, coarse=True)
+    cv2.imwrite(str(tmp_path / "a_seg.png"), np.zeros((3, 4), np.uint8))
+    check_sizes(pairs, coarse=False)
+    with pytest.raises(FileError, match=r"^1 masks .*a_seg\.png is 3 x 4, its picture .*a\.jpg 13 x 17; give masks"):
+        check_sizes(pairs, coarse=True)
+
+
+def test_masks_that_do_not_fit_are_told_together(tmp_path):
+    write(tmp_path, *(f"{name}{end}" for name in "abcdefg" for end in ("_im.jpg", "_gt.png")), "h_im.jpg", "h_gt.npy")
+    pairs = survey(tmp_path).pairs
+    for name in "abcde":
+        cv2.imwrite(str(tmp_path / f"{name}_gt.png"), np.zeros((3, 4), np.uint8))
+    np.save(tmp_path / "h_gt.npy", DISC[1:])
+    (tmp_path / "b_gt.png").write_bytes(b"no picture")
+    message = (
+        r"^6 masks .*a_gt\.png is 3 x 4, .*b_gt\.png: of an unknown format.*e_gt\.png is.*; and 1 more; give masks"
+    )
+    with pytest.raises(FileError, match=message):
+        check_sizes(pairs, coarse=False)
 
 
 # --------------------------------------------------------------------------------------------------------- held out

@@ -1,4 +1,6 @@
 import shutil
+from collections.abc import Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -10,6 +12,7 @@ from refine.errors import OptionError
 from refine.io import read_mask
 from refine.models.crm_s import Trunk
 from refine.training import networks
+from refine.training.card import source
 from refine.training.folders import survey
 from refine.training.networks import predict_masks
 from refine.training.scenes import scene
@@ -121,12 +124,39 @@ def test_no_network_learns_from_what_it_predicts(data, tmp_path, monkeypatch):
         asked.clear()
 
 
-def test_frames_of_a_film_are_predicted_together():
-    def part(identity: str) -> int:
-        return networks._part("films", identity, 1000)
+def parts(folder: Path, names: Sequence[str], folds: int) -> dict[str, int]:
+    """The parts of a set of pictures, by their ids."""
+    for name in names:
+        for ending in ("im.jpg", "gt.png"):
+            path = folder / f"{name}_{ending}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    pictures = networks._pictures("set", folder, folder)
+    found = networks._parts(pictures, folds).tolist()
+    return {one.prefix.name: part for one, part in zip(pictures, found, strict=True)}
 
-    assert part("bear_00000") == part("bear_00024") != part("cow_00000")
-    assert part("100075") != part("100098")  # numbers alone are names
+
+def test_frames_of_a_film_are_predicted_together(tmp_path):
+    found = parts(tmp_path / "a", ["bear_00000", "bear_00024", "cow_00000", "100075", "100098", "horse"], 5)
+    assert found["bear_00000"] == found["bear_00024"]
+    assert len(set(found.values())) == 5  # numbers alone are names
+    found = parts(tmp_path / "b", ["bear/00000", "bear/00024", "IMG_1", "IMG_2"], 3)
+    assert found["bear-00000"] == found["bear-00024"]
+    assert len(set(found.values())) == 3  # of one camera, among no others
+
+
+@pytest.mark.parametrize("folds", [2, 4, 8])
+def test_pictures_of_a_camera_are_in_parts_of_one_size(tmp_path, folds):
+    found = parts(tmp_path, [f"IMG_{i:04}" for i in range(16)] + ["portrait"] * (folds == 4), folds)
+    counts = np.bincount(list(found.values()), minlength=folds)
+    assert counts.min() == 16 // folds >= counts.max() - 1
+
+
+def test_terms_go_with_a_set(data, tmp_path):
+    (data[0] / "TERMS.txt").write_text("cite us")
+    list(predict_masks(data, tmp_path / "out", trunk(), folds=2, steps=4))
+    copies = [source(tmp_path / "out" / folder.name, 1).terms for folder in data]
+    assert copies == ["cite us", ""]
 
 
 def test_a_prediction_too_far_from_the_truth_is_not_written(data, tmp_path):
@@ -166,7 +196,7 @@ def test_a_head_learns_what_the_maps_tell():
         ({"steps": 3}, "steps=3"),
         ({"folds": 0}, "folds=0"),
         ({"folds": 1}, "folds=1"),
-        ({"folds": 500}, "leave some without any"),
+        ({"folds": 9}, "folds=9 is not possible: names .* are one sequence, and the 12 pictures are 8; give fewer"),
         ({"seed": -1}, "seed=-1"),
     ],
 )

@@ -84,6 +84,17 @@ def test_windows_of_files_need_no_memory_for_the_picture(network):
         plan(network, slide, scales, Options(max_memory="4GiB"), torch.bfloat16)
 
 
+def test_large_strips_of_files_are_planned_for(network):
+    options = Options(max_memory="1GiB")
+    few, many = (
+        plan(network, (8000, 8000), ((8000, 8000),), options, torch.bfloat16, windowed=True, excess=excess)
+        for excess in (0, 2**28)
+    )
+    assert many.picture - few.picture == 2**28
+    assert many.tile < few.tile
+    assert many.peak <= GIB
+
+
 def test_coarse_scales_in_full_have_more_queries_on_a_tile(network):
     slide = (12_000, 12_000)
     scales = tuple((n // k, n // k) for k in (8, 4, 2, 1) for n in slide[:1])

@@ -1063,3 +1063,19 @@ def test_a_journal_is_lines_of_json(tmp_path):
         work.mark("x", work.array("p", (4,), np.uint8))
     lines = (tmp_path / "work" / "refine.journal").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [{"key": KEY}, {"step": "x", "arrays": ["p"]}]
+
+
+@pytest.mark.parametrize(
+    ("options", "cache", "excess"),
+    [
+        ({}, 0, 0),  # mapped
+        ({"compression": "zlib", "rowsperstrip": 600}, 2**26, 0),
+        ({"compression": "zlib", "rowsperstrip": 600}, 10**6, 600 * 800 * 3 - 10**6),  # one strip
+        ({"compression": "zlib", "rowsperstrip": 300}, 10**5, 600 * 800 * 3 - 10**5),  # one kept, one being decoded
+        ({"compression": "zlib", "tile": (64, 64)}, 10**6, 64 * 64 * 3),
+    ],
+)
+def test_large_tiles_and_strips_take_more_than_the_cache(tmp_path, options, cache, excess):
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((600, 800, 3), np.uint8), photometric="rgb", **options)
+    with Slide(tmp_path / "a.tif", cache=cache) as slide:
+        assert slide.excess == excess

@@ -1,6 +1,7 @@
 """Figures on held-out pictures during a run, and the weights that are best by them."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -115,6 +116,23 @@ def test_weights_that_were_best_on_other_pictures_are_replaced(recipe, held_out,
     train(recipe, run, workers=0, validation=Validation((held_out,), limit=2), quiet=False)
     assert json.loads(checkpoint.load(run / "best.safetensors").metadata["validation"])["limit"] == 2
     assert "best.safetensors was chosen by another recipe or on other pictures" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ending", ["im.png", "gt.png", "seg.png"])
+def test_a_set_of_the_same_name_with_other_pictures_is_measured_anew(recipe, held_out, tmp_path, ending):
+    train(recipe, tmp_path / "run", workers=0, validation=Validation((held_out,)))
+    other = tmp_path / "other" / held_out.name
+    shutil.copytree(held_out, other)
+    same = Validation((other,)).measured()
+    assert same == Validation((held_out,)).measured()
+    if ending == "im.png":
+        for path in other.glob("10_*"):
+            path.rename(other / path.name.replace("10_", "13_"))
+    else:
+        cv2.imwrite(str(other / f"10_{ending}"), np.zeros((70, 90), np.uint8))
+    assert Validation((other,)).measured() != same
+    train(recipe, tmp_path / "run", workers=0, validation=Validation((other,)))
+    assert len((tmp_path / "run" / "validation.jsonl").read_text().splitlines()) == 2
 
 
 def test_the_best_weights_of_another_recipe_count_for_nothing(recipe, held_out, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from refine.checkpoint import Loaded, file_sha256, manifest
+from refine.training.coarse import GIVEN
 
 _TERMS = ("TERMS", "TERMS.txt", "TERMS.md")  # of a data folder
 
@@ -28,13 +29,14 @@ class Origin:
     name: str
     sha256: str
     data: tuple[str, ...] = ()
-    """Folders that it was trained on."""
+    """Folders that it, and what it began with itself, were trained on."""
     terms: str = ""
 
     @classmethod
     def of(cls, path: Path, held: Loaded) -> "Origin":
         """Weights; the terms of those that ship are in the manifest."""
-        data = json.loads(held.metadata.get("recipe", "{}")).get("data", ())
+        before = json.loads(held.metadata.get("before", "[]"))
+        data = dict.fromkeys((*before, *json.loads(held.metadata.get("recipe", "{}")).get("data", ())))
         licences = (entry.licence for entry in manifest() if entry.sha256 == held.sha256)
         return cls(path.name, held.sha256, tuple(data), held.metadata.get("terms") or next(licences, ""))
 
@@ -82,7 +84,9 @@ class Card:
         parts.append("## Data\n")
         parts.append(_table(("folder", "pairs"), [(s.folder, f"{s.pairs:,}") for s in self.sources]))
         if self.recipe["scenes"]:
-            parts.append(f"{self.recipe['scenes']:.0%} of the crops are generated scenes.\n")
+            mix = self.recipe["coarse"]
+            made = 1 - mix.get(GIVEN, 0) / sum(mix.values())  # crops with a given coarse mask are no scenes
+            parts.append(f"{self.recipe['scenes'] * made:.0%} of the crops are generated scenes.\n")
         if self.origin is not None:
             parts.append("It began with\n")
             row = (self.origin.name, self.origin.sha256, ", ".join(self.origin.data) or "not stated")
@@ -127,17 +131,24 @@ class Card:
 
 
 def stated_terms(terms: str, sources: Sequence[Source], origin: Origin | None) -> dict[str, str]:
-    """The terms that are stated, by what they are of: all, a folder, what the run began with."""
+    """The terms that are stated, by what they are of: all, the folders of a name, what the run began with."""
     began = [] if origin is None else [(origin.name, origin.terms)]
-    stated = [("All", terms), *((source.folder, source.terms) for source in sources), *began]
-    return {name: text.strip() for name, text in stated if text.strip()}
+    stated: dict[str, list[str]] = {}
+    for name, text in (("All", terms), *((source.folder, source.terms) for source in sources), *began):
+        texts = stated.setdefault(name, [])
+        if text.strip() not in ("", *texts):
+            texts.append(text.strip())
+    return {name: "\n\n".join(texts) for name, texts in stated.items() if texts}
+
+
+def terms_files(folder: Path) -> list[Path]:
+    """The files in which a data folder states its terms."""
+    return [path for name in _TERMS if (path := folder / name).is_file()]
 
 
 def source(folder: Path, pairs: int) -> Source:
     """A folder with the terms that it states itself."""
-    stated = [
-        path.read_text(encoding="utf-8", errors="replace") for name in _TERMS if (path := folder / name).is_file()
-    ]
+    stated = [path.read_text(encoding="utf-8", errors="replace") for path in terms_files(folder)]
     return Source(folder.name or str(folder), pairs, "\n\n".join(stated))
 
 

@@ -16,7 +16,7 @@ from refine.io import read_image
 from refine.training.augment import colour_map, published_crop, published_jitter
 from refine.training.coarse import DEFAULT_MIX, GIVEN, cascade_like, network_like, random_coarse, saved
 from refine.training.compose import pasted, some_parts
-from refine.training.folders import Pair, read_coarse, read_truth
+from refine.training.folders import Pair, check_sizes, read_coarse, read_truth
 from refine.training.guides import Guide, Shown, Wholes
 from refine.training.scenes import scene
 
@@ -94,6 +94,11 @@ class Crops(Dataset[dict[str, Tensor]]):
         self.seed = seed
         self.cache = cache
         self._kept: dict[Path, NDArray[np.uint8]] = {}  # the last used comes last
+
+    def check_sizes(self) -> None:
+        """Raises `FileError` for masks that may be drawn and are not of their pictures' sizes; no pixels are read."""
+        drawn = [pair for share, group in zip(self.shares, self.groups, strict=True) if share for pair in group]
+        check_sizes(drawn, coarse=self.given > 0)
 
     def __len__(self) -> int:
         return 2**40

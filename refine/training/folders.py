@@ -4,8 +4,9 @@ import hashlib
 import json
 import os
 import re
+import struct
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from refine.errors import FileError, InputError
-from refine.io import IMAGE_SUFFIXES, MASK_SUFFIXES, read_mask
+from refine.io import IMAGE_SUFFIXES, MASK_SUFFIXES, decoding, opened, read_mask, read_size
 from refine.pairs import IMAGE_ENDING, MASK_ENDING, OUTPUT_ENDING
 from refine.values import meaning
 
@@ -319,7 +320,8 @@ def read_truth(pair: Pair, size: tuple[int, int]) -> NDArray[np.uint8]:
     Values mean what they mean in `refine.prepare.as_mask` ({0, 1}, {0, 255}, greys, 16 bits, floats, black-and-white
     palettes), and soft ones, such as alpha mattes, are cut: the object is what lies above 0.5. What is refused there is
     read here: in a label map, be it of a coloured palette (DAVIS-2017) or grey, every label above 0 is object, except
-    255, which is void where there are other labels.
+    255, which is void where there are other labels. A lossy file, whose values stray, is no label map: it is cut at
+    half of its highest value.
 
     Raises FileError: the file cannot be read; its size is not the picture's; it has more than 64 labels, or negative
     ones; it is grey and 255 may be void or an object; label 0 of a coloured palette is not black.
@@ -334,6 +336,8 @@ def read_truth(pair: Pair, size: tuple[int, int]) -> NDArray[np.uint8]:
             raise
         values, coloured = indices, True
     _check_size(pair.truth, values.shape, pair.image, size)
+    if not coloured and _is_lossy(pair.truth):
+        return np.uint8(255) * (2 * values.astype(np.int32) > values.max())
     return np.uint8(255) * _object(values, str(pair.truth), coloured)
 
 
@@ -348,6 +352,50 @@ def read_coarse(path: Path, image: Path, size: tuple[int, int]) -> NDArray[np.ui
     return np.rint(255 * meaning(lambda: [values], str(path)).unit(values)).astype(np.uint8)
 
 
+def check_sizes(pairs: Iterable[Pair], *, coarse: bool) -> None:
+    """Checks, by the files' headers, that truths and, if asked, coarse masks are of their pictures' sizes.
+
+    Raises `FileError` with the first five that are not, or whose headers cannot be read.
+    """
+    of_images: dict[Path, tuple[int, ...]] = {}
+    bad: dict[Path, str] = {}
+    for pair in pairs:
+        for mask in (pair.truth, *(pair.coarse if coarse else ())):
+            try:
+                if pair.image not in of_images:
+                    of_images[pair.image] = _size(pair.image)
+                if _size(mask) == of_images[pair.image]:
+                    continue
+                found, wanted = (_size(path, displayed=True) for path in (mask, pair.image))
+                if found != wanted:
+                    bad[mask] = f"{mask} is {_by(found)}, its picture {pair.image} {_by(wanted)}"
+            except (FileError, InputError) as error:
+                bad[mask] = str(error)
+    if bad:
+        more = f"; and {len(bad) - 5} more" if len(bad) > 5 else ""
+        raise FileError(
+            f"{len(bad)} masks do not fit their pictures (H x W, as displayed): {'; '.join(list(bad.values())[:5])}"
+            f"{more}; give masks of the pictures' sizes, or remove them"
+        )
+
+
+def _size(path: Path, *, displayed: bool = False) -> tuple[int, ...]:
+    """(H, W) of a picture or mask; of a PNG as stored: how it is ``displayed`` may be said behind its pixels."""
+    name, formats = str(path), "a picture or mask"
+    with opened(path, name, formats) as file, decoding(name, formats):
+        head = file.read(24)
+        if head.startswith(b"\x93NUMPY"):
+            return np.load(path, mmap_mode="r").shape[:2]
+        if head.startswith(b"\x89PNG") and not displayed:
+            width, height = struct.unpack(">II", head[16:])
+            return height, width
+    return read_size(path)
+
+
+def _by(size: tuple[int, ...]) -> str:
+    return " x ".join(map(str, size))
+
+
 def _check_size(path: Path, found: tuple[int, ...], image: Path, size: tuple[int, int]) -> None:
     if found != size:
         (h, w), (H, W) = found, size
@@ -355,6 +403,13 @@ def _check_size(path: Path, found: tuple[int, ...], image: Path, size: tuple[int
             f"{path}: {h} x {w} is not the size of its picture {image}, {H} x {W} (H x W, as displayed); give one of "
             "the picture's size, or remove it"
         )
+
+
+def _is_lossy(path: Path) -> bool:
+    """Whether a file is a JPEG or a lossy WebP."""
+    with path.open("rb") as file:
+        head = file.read(16)
+    return head.startswith(b"\xff\xd8\xff") or head[8:] == b"WEBPVP8 "
 
 
 def _palette_indices(path: Path) -> NDArray[Any] | None:

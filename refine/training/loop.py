@@ -34,6 +34,7 @@ from refine.guidance.cache import Cached
 from refine.guidance.sources import kept_source
 from refine.io import check_folder, write_atomic
 from refine.training.card import Card, Source, WeightsFile, source, stated_terms
+from refine.training.coarse import GIVEN
 from refine.training.data import Crops
 from refine.training.folders import survey
 from refine.training.guides import Guides, Wholes
@@ -100,6 +101,7 @@ def train(
         guide=None if guiding is None or deep else Guides(recipe.spec().guidance, guiding),
         whole=Wholes(guiding) if guiding is not None and deep else None,
     )
+    crops.check_sizes()
     if validation is not None:
         validation.check_apart([pair.image for group in groups for pair in group])
     held = tuple(surveys[name].summary(Path(name)) for name in recipe.data)
@@ -112,6 +114,10 @@ def train(
         for name, found in surveys.items():
             if unused := found.unused():
                 log.note(f"{name}: {unused}")
+        beside = len({pair.image for group in groups for pair in group if pair.coarse})
+        if beside and not recipe.coarse.get(GIVEN):
+            remedy = "" if recipe.augment == "published" else f"; --set coarse.{GIVEN}=0.3"
+            log.note(f"{beside} pictures have coarse masks beside them, which this recipe does not take{remedy}")
         sources = [source(Path(folder), len(group)) for folder, group in zip(recipe.data, groups, strict=True)]
         folder = _Folder(out, run, log, validation, sources, terms)
         if run.step >= recipe.steps:
@@ -130,6 +136,13 @@ def train(
                 _steps(run, loader, folder, save_seconds, stop_at)
             except RefineError as error:
                 raise _as_in_the_worker(error) from error
+            except RuntimeError as error:
+                if not str(error).startswith("DataLoader worker (pid"):
+                    raise
+                raise OptionError(
+                    f"a process that prepares crops was ended ({str(error).strip().rstrip('.')}), mostly for want of "
+                    "memory; give fewer --workers; the same command goes on"
+                ) from error
             if run.step >= recipe.steps and validation is not None and not folder.is_validated():
                 folder.validate()
     return out / WEIGHTS

@@ -2,7 +2,7 @@
 
 What a network gets wrong follows the picture: it takes the horse's shadow for the horse, and loses the leg that looks
 like the fence. Masks made from a truth alone (`refine.training.coarse`) never do. Three small heads on MobileNetV2's
-features, one of /32, one of /16 and one of /8 of what they see, are trained without the pictures that they then predict
+features, one of /16, one of /8 and one of /4 of what they see, are trained without the pictures that they then predict
 (cross-validation), and asked twice: early, when they still err much, and at the end.
 """
 
@@ -29,12 +29,15 @@ from refine.models import preset
 from refine.models.crm_s import Trunk
 from refine.models.layers import ConvNorm
 from refine.pairs import IMAGE_ENDING, MASK_ENDING, TRUTH_ENDING
+from refine.training.card import terms_files
 from refine.training.folders import Pair, read_truth, survey
+
+_NUMBER: Final = re.compile(r"[-_]?\d+$")  # at the end of a frame's name
 
 SEEN: Final = 384  # px of the square that a picture is reduced to
 TOLD: Final = SEEN // 4  # px of the square that truths and predictions are compared at
 WIDTH: Final = 64  # channels of a head
-HEADS: Final = (2, 1, 0)  # how many of the trunk's maps at /8, /16 and /32 of the picture a head leaves unread
+HEADS: Final = (2, 1, 0)  # how many of the trunk's maps at /4 and /8 a head leaves unread; all read /16
 
 
 @dataclass(frozen=True)
@@ -64,9 +67,10 @@ def predict_masks(
     folders: of pairs (`refine.training.folders.survey`), called differently; of whatever layout, what is written has
     BIG's names in one folder, and those of sub-folders begin an id: ``bear/00000.jpg`` becomes ``bear-00000_im.jpg``.
     trunk: MobileNetV2's features, of three channels. folds: parts of the data; each is predicted by networks trained on
-    the others. Pictures whose ids differ in a last number alone, as the frames of a film, are in one part. steps: of 24
-    pictures, for each network; a set is drawn by the root of its number of pictures. least_iou: with the truth; a
-    prediction below it is not written.
+    the others. Pictures of a folder whose names differ in a last number alone, as the frames of a film, are in one
+    part; but not where a set is one such folder, as a camera's ``IMG_0001``, ``IMG_0002``, ... steps: of 24 pictures,
+    for each network; a set is drawn by the root of its number of pictures. least_iou: with the truth; a prediction
+    below it is not written. A folder's file TERMS is copied.
 
     A picture needs 1.4 MB of memory meanwhile.
 
@@ -84,9 +88,7 @@ def predict_masks(
         if (out / name).exists():
             raise OptionError(f"{out / name} is there already; remove it, or give another folder to write to")
     given = [one for name, folder in zip(names, folders, strict=True) for one in _pictures(name, folder, out / name)]
-    parts = np.array([_part(one.set, one.prefix.name, folds) for one in given])
-    if any(not (parts == fold).any() for fold in range(folds)):
-        raise OptionError(f"folds={folds} of {len(given)} pictures leave some without any; give fewer, or more data")
+    parts = _parts(given, folds)
     check_folder(out)
     counts = Counter(one.set for one in given)
     shares = np.array([1 / np.sqrt(counts[one.set]) for one in given])
@@ -94,6 +96,9 @@ def predict_masks(
     seen = [_Seen.of(one.pairs[0], trunk) for one in given]  # of several truths, the first teaches
     for one in given:
         one.copy()
+    for name, folder in zip(names, folders, strict=True):
+        for terms in terms_files(folder):
+            _copied(terms, str(out / name / terms.name))
     made = [0] * len(given)
     began = time.monotonic()
     for fold in range(folds):
@@ -116,11 +121,15 @@ def predict_masks(
 
 @dataclass(frozen=True)
 class _Picture:
-    """A picture of a set with its truths, and how the names of its files in the set's copy begin."""
+    """A picture of a set with its truths, and how the names of its files in the set's copy begin.
+
+    film: what it shares with the other frames of a film; its own id if it is no frame.
+    """
 
     set: str
     prefix: Path
     pairs: tuple[Pair, ...]
+    film: str
 
     def copy(self) -> None:
         """Raises `FileError` for a file that cannot be read or written."""
@@ -148,20 +157,37 @@ def _pictures(name: str, folder: Path, out: Path) -> list[_Picture]:
     for pair in survey(folder).pairs:
         pairs.setdefault(pair.image, []).append(pair)
     common = os.path.commonpath([image.parent for image in pairs])
+    stems = {image: image.stem.removesuffix(IMAGE_ENDING) for image in pairs}
+    bare = {image: _NUMBER.sub("", stem) for image, stem in stems.items()}
+    numbered = {bare[image] for image, stem in stems.items() if image.parent == Path(common) and bare[image] != stem}
+    films = len(numbered - {""}) > 1  # else they may be all pictures of a camera
     named: dict[str, Path] = {}
     found = []
     for image, of in pairs.items():
-        identity = "-".join((*image.parent.relative_to(common).parts, image.stem.removesuffix(IMAGE_ENDING)))
+        place = image.parent.relative_to(common).parts
+        identity = "-".join((*place, stems[image]))
         other = named.setdefault(identity.lower(), image)  # on some disks upper and lower case are one
         if other is not image:
             raise OptionError(f"{other} and {image} would both be called {identity}; rename one of them")
-        found.append(_Picture(name, out / identity, tuple(of)))
+        film = "-".join((*place, bare[image])) if place or (films and bare[image]) else identity
+        found.append(_Picture(name, out / identity, tuple(of), film))
     return found
 
 
-def _part(name: str, identity: str, folds: int) -> int:
-    """Which part a picture belongs to: the same for all frames of a film, and on every machine."""
-    return zlib.crc32((name + (re.sub(r"[-_]?\d+$", "", identity) or identity)).encode()) % folds
+def _parts(given: Sequence[_Picture], folds: int) -> NDArray[np.int64]:
+    """Which part each picture belongs to: one for all frames of a film, by turns in an order that says nothing.
+
+    Raises `OptionError` for fewer films than folds.
+    """
+    films = {f"{one.set}/{one.film}" for one in given}
+    if len(films) < folds:
+        raise OptionError(
+            f"folds={folds} is not possible: names that differ in a last number alone are one sequence, and the "
+            f"{len(given)} pictures are {len(films)}; give fewer folds, other names, or more data"
+        )
+    order = sorted(films, key=lambda film: (zlib.crc32(film.encode()), film))
+    parts = {film: i % folds for i, film in enumerate(order)}
+    return np.array([parts[f"{one.set}/{one.film}"] for one in given])
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,6 +25,9 @@ STORES: Final = ("float32", "float16")
 class Recipe:
     """Everything that a run's result depends on, stored beside its weights.
 
+    ``shares`` and ``scenes`` are of the crops whose coarse mask is made. Those with a given one are drawn before, from
+    the folders that have some, by the same shares among these.
+
     Raises `OptionError` for fields that are impossible, alone or together.
     """
 

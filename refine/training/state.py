@@ -1,5 +1,6 @@
 """What training changes: the network, its moving average and the optimizer; one step, and the checkpoint."""
 
+import io
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -132,12 +133,14 @@ class Run:
         return dict(zip(seen[0], values[finite].mean(0).tolist(), strict=True))
 
     def save_weights(self, path: Path, **metadata: str) -> None:
-        """Write the averaged weights with the recipe and the step."""
+        """Write the averaged weights with the recipe, the step and the folders that their origin was trained on."""
         state = self.average.module.state_dict()
         if self.recipe.store == "float16":  # of vectors, which are few, a norm's can leave its range
             state = {k: v.half() if v.is_floating_point() and v.ndim > 1 else v for k, v in state.items()}
         recipe = json.dumps(self.recipe.as_dict())
         metadata = {name: text for name, text in metadata.items() if text} | {"recipe": recipe, "step": str(self.step)}
+        if self.origin is not None and self.origin.data:
+            metadata["before"] = json.dumps(self.origin.data)
         save(path, state, spec=self.recipe.spec().as_dict(), metadata=metadata)
 
     def store(self, path: Path) -> None:
@@ -152,7 +155,9 @@ class Run:
             "pictures": list(self.pictures),
             "step": self.step,
         }
-        write_atomic(path, lambda file: torch.save(state, file))
+        buffer = io.BytesIO()
+        torch.save(state, buffer)  # which hides what the disk says
+        write_atomic(path, lambda file: file.write(buffer.getbuffer()))
 
     def resume(self, path: Path) -> None:
         """Go on from a checkpoint, if there is one. Raises `WeightsError` for another recipe's or a damaged one."""

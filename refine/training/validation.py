@@ -1,5 +1,7 @@
 """Measuring a run on held-out pictures, by the real refiner."""
 
+import hashlib
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -8,6 +10,7 @@ from typing import Any, Self
 
 from numpy.typing import NDArray
 
+from refine.checkpoint import file_sha256
 from refine.engine import Refiner
 from refine.errors import OptionError
 from refine.evaluation import Row, Summary, evaluate, find_items, find_sets, find_work, summarise
@@ -61,8 +64,16 @@ class Validation:
         return find_sets(self.folders)
 
     def measured(self) -> dict[str, Any]:
-        """What is measured: figures can be compared where this is the same."""
-        return {"on": [folder.name for folder in self.sets()], "limit": self.limit}
+        """What is measured: figures can be compared where this is the same.
+
+        "files" is a sum of the pictures' names, their truths and coarse masks.
+        """
+        sets = self.sets()
+        found = hashlib.sha256()
+        for item in (item for folder in sets for item in find_items(folder)[: self.limit]):
+            sums = [file_sha256(path) for path in (item.truth, item.coarse)]
+            found.update(json.dumps([item.set, item.image.name, *sums]).encode())
+        return {"on": [folder.name for folder in sets], "limit": self.limit, "files": found.hexdigest()[:8]}
 
     def check_apart(self, training: Sequence[Path]) -> None:
         """Raises `OptionError` where one of the training's pictures is a held-out one, also beyond the limit."""
