@@ -925,8 +925,9 @@ def _train(
         _row("--validate DIR", "Held-out set of *_im.*, *_gt.png, *_seg.png, or folder of sets; may be repeated."),
     ] = None,
     validate_every: Annotated[
-        str, _row("--validate-every WHEN", "Steps, as in 500, or minutes, as in 30min; and at the end.")
-    ] = "30min",
+        str | None,
+        _row("--validate-every WHEN", "Steps, as in 500, or minutes, as in 30min (the default); and at the end."),
+    ] = None,
     validate_limit: Annotated[
         int | None, _row("--validate-limit NUMBER", "Pictures of a set, the first by name. Default: all.")
     ] = None,

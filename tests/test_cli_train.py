@@ -205,6 +205,7 @@ def test_the_same_command_goes_on_where_the_run_was_interrupted(cli, monkeypatch
         (["--data", "data", "--set", "epochs=3"], ["no field 'epochs'"]),
         (["--data", "data", "--recipe", "crm-x"], ["'crm-x' cannot be read", "crm-paper"]),
         (["--data", "data", "--validate-limit", "3"], ["without --validate"]),
+        (["--data", "data", "--validate-every", "3"], ["--validate-every means nothing without --validate"]),
         (["--data", "data", "--validate-every", "2h"], ["30min"]),
         (["--data", "data", "--initial", "none.safetensors"], ["none.safetensors"]),
     ],

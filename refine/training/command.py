@@ -20,7 +20,7 @@ def train_command(
     given: Mapping[str, Any],
     changes: Sequence[str],
     validate: Sequence[Path],
-    validate_every: str,
+    validate_every: str | None,
     validate_limit: int | None,
     terms: Path | None,
     device: str,
@@ -37,9 +37,10 @@ def train_command(
     Raises `OptionError`, `FileError` and `WeightsError` as `refine.training.loop.train` does.
     """
     chosen = read_recipe(recipe, root, changes=changes, given=given)
-    every = Interval.parse(validate_every)
-    if validate_limit is not None and not validate:
-        raise OptionError("--validate-limit means nothing without --validate; give a held-out set")
+    every = Interval.parse(validate_every or "30min")
+    for name, value in (("--validate-every", validate_every), ("--validate-limit", validate_limit)):
+        if value is not None and not validate:
+            raise OptionError(f"{name} means nothing without --validate; give a held-out set")
     validation = Validation(tuple(validate), every, validate_limit) if validate else None
     if threads is not None:
         if threads < 1:
