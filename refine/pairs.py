@@ -120,7 +120,7 @@ def with_outputs(
     else:
         pairs = [_named(pair, output, overlay, probability) for pair in found.pairs]
     inputs = {_identity(path) for pair in pairs for path in (pair.image, pair.mask) if os.path.exists(path)}
-    inputs |= {_identity(path) for path, _ in found.ambiguous}
+    inputs |= {_identity(path) for path, _ in found.ambiguous if os.path.exists(path)}
     written: set[str] = set()
     for path in (path for pair in pairs for path in pair.outputs):
         if os.path.exists(path) and _identity(path) in inputs:
@@ -278,7 +278,7 @@ def _match(images: dict[Key, list[Path]], masks: dict[Key, list[Path]]) -> Found
 
 
 def _pair(image: Path, mask: Path, folder: PurePath) -> Pair:
-    big = _is_big(image.stem, IMAGE_ENDING) and mask.stem == _name(image.stem) + MASK_ENDING
+    big = _is_big(image.stem, IMAGE_ENDING) and _composed(mask.stem) == _composed(_name(image.stem)) + MASK_ENDING
     return Pair(image, mask, folder / (_name(image.stem) if big else image.stem))
 
 

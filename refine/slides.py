@@ -93,12 +93,16 @@ class Slide:
 
     @property
     def excess(self) -> int:
-        """Most bytes that decoded tiles or strips take beyond ``cache``: large ones, of which one may be kept."""
+        """Most bytes that large tiles or strips take beyond ``cache``: one kept, one decoded, a row of them read."""
         if self._mapped:
             return 0
         pixel = self._page.samplesperpixel * self._page.dtype.itemsize
         segment, whole = math.prod(self._grid) * pixel, math.prod(self.size) * pixel
-        return max(0, segment + min(max(0, whole - segment), max(self._cache, segment)) - self._cache)
+        held = segment + min(max(0, whole - segment), max(self._cache, segment))
+        planes = self._page.shaped[0]
+        held += 2 * segment // planes if planes > 1 else 0
+        band = max(0, self._rows * self.size[1] - _BAND) * pixel
+        return max(0, held - self._cache) + band
 
     def read(self, window: Window) -> NDArray[np.uint8]:
         """Picture (h, w, 3), uint8 RGB, in a window of it, with the values of `refine.io.read_image`.
@@ -201,10 +205,16 @@ class Slide:
                 samples = self._mapped_samples(window) if self._mapped else self._decoded_samples(window)
             return io.tiff_colours(self._page, samples[..., 0] if samples.shape[2] == 1 else samples, self._name)
 
+    @cached_property
+    def _rows(self) -> int:
+        """Height of a band: of whole segments, or, as one strip stays decoded, of a part of one."""
+        high = self._grid[0]
+        rows = max(1, _BAND // self.size[1])
+        return rows if self._across == 1 and rows < high else high * max(1, rows // high)
+
     def _bands(self) -> Iterator[Window]:
-        """Windows as wide as the picture, from the top, that end where segments end: each is decoded once."""
-        height, width = self.size
-        rows = self._grid[0] * max(1, _BAND // (width * self._grid[0]))
+        """Windows as wide as the picture, from the top, by which each segment is decoded once."""
+        (height, width), rows = self.size, self._rows
         return (Window(top, min(top + rows, height), 0, width) for top in range(0, height, rows))
 
     # Samples (h, w, C) as stored, in memory of their own
@@ -236,8 +246,12 @@ class Slide:
         segment = self._segments.pop(number, None)
         if segment is None:
             planes = range(0, self._across * self._down * self._page.shaped[0], self._across * self._down)
-            decoded = [self._decoded(plane + number) for plane in planes]
-            segment = decoded[0] if len(decoded) == 1 else np.concatenate(decoded, axis=2)
+            segment = self._decoded(planes[0] + number)
+            if len(planes) > 1:  # one by one, so that they are never there twice
+                first, depth = segment, segment.shape[2]
+                segment = np.empty((*first.shape[:2], depth * len(planes)), first.dtype)
+                for i, plane in enumerate(planes):
+                    segment[..., i * depth : (i + 1) * depth] = self._decoded(plane + number) if i else first
             self._cached += segment.nbytes
         self._segments[number] = segment
         while self._cached > self._cache and len(self._segments) > 1:

@@ -318,11 +318,19 @@ def test_masks_of_other_systems_are_told_by_their_names_and_scored(tmp_path, run
     [("_mask", 1, 0), ("_mask", 128, 0), ("_mask", 129, 1), ("_refine", 127, 0), ("_refine", 128, 1)],
 )
 def test_masks_are_set_above_128_and_segrefiners_from_128_on(tmp_path, ending, value, iou, factor, ground):
-    work = find_work([write_set(tmp_path / "set", names=("a",))])
+    work = find_work([write_set(tmp_path / "set", names=("a", "b"))])
     mask = np.where(dot(), np.uint8(value), np.uint8(ground))[::factor, ::factor]
-    theirs = write_masks(tmp_path / "theirs", {f"a{ending}.png": mask})
-    (row,) = measure(work, [Written(theirs, work)]).rows["theirs"]
+    theirs = write_masks(tmp_path / "theirs", {f"a{ending}.png": mask, f"b{ending}.png": dot() * np.uint8(255)})
+    row, _ = measure(work, [Written(theirs, work)]).rows["theirs"]
     assert row.refined.iou == pytest.approx(iou, abs=0 if factor == 1 else 0.2)
+
+
+@pytest.mark.parametrize("value", [1, 5, 127])
+def test_masks_of_which_none_is_white_are_refused(tmp_path, value):
+    work = find_work([write_set(tmp_path / "set", names=("a", "b"))])
+    masks = {f"{name}_mask.png": dot() * np.uint8(value) for name in ("a", "b")}
+    with pytest.raises(FileError, match=f"values up to {value} only"):
+        Written(write_masks(tmp_path / "theirs", masks), work)
 
 
 def test_masks_lie_in_sub_folders_called_like_the_sets(tmp_path):

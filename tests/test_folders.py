@@ -297,6 +297,22 @@ def test_a_stray_value_of_a_jpeg_is_no_label(tmp_path, stray, monkeypatch):
     np.testing.assert_array_equal(truth_of(tmp_path / "truth.jpg"), np.where(values > 127, 255, 0))
 
 
+def test_a_jpeg_without_white_may_be_labels(tmp_path, monkeypatch):
+    write(tmp_path, "truth.jpg")
+    monkeypatch.setattr(folders, "read_mask", lambda path: (20 * OBJECTS // 2 + DISC).astype(np.uint8))
+    np.testing.assert_array_equal(truth_of(tmp_path / "truth.jpg"), 255 * DISC)
+    monkeypatch.setattr(folders, "read_mask", lambda path: np.arange(100, dtype=np.uint8).reshape(10, 10))
+    with pytest.raises(FileError, match="labels"):
+        read_truth(Pair(tmp_path / "a.jpg", tmp_path / "truth.jpg"), (10, 10))
+
+
+@pytest.mark.parametrize("extra", [{}, {"exif": b"Exif\0\0"}])  # which puts other chunks before the pixels
+@pytest.mark.parametrize("lossless", [True, False])
+def test_a_lossy_webp_is_told_from_a_lossless_one(tmp_path, extra, lossless):
+    Image.fromarray(255 * DISC.astype(np.uint8)).save(tmp_path / "a.webp", lossless=lossless, **extra)
+    assert folders._is_lossy(tmp_path / "a.webp") == (not lossless)
+
+
 def test_labels_in_a_lossless_webp_are_labels(tmp_path):
     Image.fromarray(OBJECTS.astype(np.uint8)).save(tmp_path / "truth.webp", lossless=True)
     np.testing.assert_array_equal(truth_of(tmp_path / "truth.webp"), 255 * DISC)

@@ -80,6 +80,8 @@ def test_names_match_however_their_accents_are_written() -> None:
         (f"i/{composed}/{composed}.jpg", f"m/{apart}/{apart}.png", f"{composed}/{composed}")
     ]
     assert seen(find("m", "i"))[0][2] == f"{apart}/{apart}"
+    touch(f"big/{composed}_im.jpg", f"big/{apart}_seg.png")
+    assert seen(find("big"))[0][2] == composed
 
 
 def test_a_dead_link_is_an_input_that_fails_alone() -> None:
@@ -87,6 +89,8 @@ def test_a_dead_link_is_an_input_that_fails_alone() -> None:
     Path("i/dog.jpg").symlink_to("nowhere.jpg")
     Path("m/dog.png").symlink_to("nowhere.png")
     assert [name for _, _, name in seen(find("i", "m"))] == ["cat", "dog"]
+    touch("i/dog.png")
+    assert outputs(find("i", "m"), "out") == ["out/cat_mask.png"]
 
 
 def test_names_of_big_match_across_two_folders() -> None:

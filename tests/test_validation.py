@@ -118,6 +118,19 @@ def test_weights_that_were_best_on_other_pictures_are_replaced(recipe, held_out,
     assert "best.safetensors was chosen by another recipe or on other pictures" in capsys.readouterr().err
 
 
+def test_the_best_of_a_version_that_did_not_note_the_files_stays(recipe, held_out, tmp_path, monkeypatch, capsys):
+    gains = iter([5.0, 1.0])
+    monkeypatch.setattr(loop, "record", lambda summaries: {"gain": next(gains), "sets": []})
+    run, measured = tmp_path / "run", Validation.measured
+    with monkeypatch.context() as before:
+        before.setattr(Validation, "measured", lambda self: {k: v for k, v in measured(self).items() if k != "files"})
+        train(recipe, run, workers=0, validation=Validation((held_out,), Interval(steps=2), limit=1), stop_at=2)
+    best = (run / "best.safetensors").read_bytes()
+    train(recipe, run, workers=0, validation=Validation((held_out,), limit=1), quiet=False)
+    assert (run / "best.safetensors").read_bytes() == best
+    assert "is replaced" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("ending", ["im.png", "gt.png", "seg.png"])
 def test_a_set_of_the_same_name_with_other_pictures_is_measured_anew(recipe, held_out, tmp_path, ending):
     train(recipe, tmp_path / "run", workers=0, validation=Validation((held_out,)))

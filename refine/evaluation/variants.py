@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refine.config import is_guided
-from refine.errors import FileError, OptionError
+from refine.errors import FileError, OptionError, RefineError
 from refine.evaluation.items import Item, Mask, Picture, as_binary, as_label
 from refine.evaluation.warm_up import warm_up
 from refine.io import read_mask
@@ -177,6 +177,12 @@ class Written:
                 "<scale>_<name>_mask.png (CRM) or <name>_refine.png (SegRefiner)"
             )
         ((self.system, self._masks),) = found.items()
+        peak = _peak(self._masks.values())
+        if 0 < peak < 128:
+            raise FileError(
+                f"{str(folder)!r} holds masks of values up to {peak} only, while 255 is white; multiply them by 255 if "
+                "they are 0 and 1"
+            )
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -200,6 +206,22 @@ class Written:
 
     def release(self) -> None:
         """Nothing is held."""
+
+
+def _peak(paths: Iterable[Path]) -> int:
+    """The highest value of the 8-bit masks among files, or one of 128 or more; 0 where others are among them."""
+    peak = 0
+    for path in paths:
+        try:
+            values = read_mask(path)
+        except RefineError:  # told when it is scored
+            continue
+        if values.dtype != np.uint8:
+            return 0
+        peak = max(peak, int(values.max()))
+        if peak > 127:
+            break
+    return peak
 
 
 def _written(system: System, folder: Path, work: Sequence[Item]) -> dict[tuple[str, str], Path]:

@@ -41,10 +41,15 @@ class Encoder(Protocol):
 
 
 class Cache:
-    """Entries in a folder, by default `refine.download.cache_dir`; one that can only be read gives what it has."""
+    """Entries in a folder, by default `refine.download.cache_dir`; one that can only be read gives what it has.
+
+    Raises `FileError` where there is no folder, and none can be made.
+    """
 
     def __init__(self, folder: PathLike | None = None) -> None:
         self.folder = Path(folder) if folder is not None else cache_dir()
+        if not self.folder.is_dir():
+            self.check()
 
     def check(self) -> None:
         """Raises `FileError` where nothing can be written there."""

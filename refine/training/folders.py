@@ -320,8 +320,8 @@ def read_truth(pair: Pair, size: tuple[int, int]) -> NDArray[np.uint8]:
     Values mean what they mean in `refine.prepare.as_mask` ({0, 1}, {0, 255}, greys, 16 bits, floats, black-and-white
     palettes), and soft ones, such as alpha mattes, are cut: the object is what lies above 0.5. What is refused there is
     read here: in a label map, be it of a coloured palette (DAVIS-2017) or grey, every label above 0 is object, except
-    255, which is void where there are other labels. A lossy file, whose values stray, is no label map: it is cut at
-    half of its highest value.
+    255, which is void where there are other labels. A lossy file with a white, whose values stray, is no label map:
+    it is cut at half of its highest value.
 
     Raises FileError: the file cannot be read; its size is not the picture's; it has more than 64 labels, or negative
     ones; it is grey and 255 may be void or an object; label 0 of a coloured palette is not black.
@@ -336,7 +336,7 @@ def read_truth(pair: Pair, size: tuple[int, int]) -> NDArray[np.uint8]:
             raise
         values, coloured = indices, True
     _check_size(pair.truth, values.shape, pair.image, size)
-    if not coloured and _is_lossy(pair.truth):
+    if not coloured and values.max() > 127 and _is_lossy(pair.truth):
         return np.uint8(255) * (2 * values.astype(np.int32) > values.max())
     return np.uint8(255) * _object(values, str(pair.truth), coloured)
 
@@ -408,8 +408,13 @@ def _check_size(path: Path, found: tuple[int, ...], image: Path, size: tuple[int
 def _is_lossy(path: Path) -> bool:
     """Whether a file is a JPEG or a lossy WebP."""
     with path.open("rb") as file:
-        head = file.read(16)
-    return head.startswith(b"\xff\xd8\xff") or head[8:] == b"WEBPVP8 "
+        head = file.read(12)
+        while head[8:] == b"WEBP" and len(chunk := file.read(8)) == 8:
+            if chunk[:4] in (b"VP8 ", b"VP8L"):
+                return chunk[:4] == b"VP8 "
+            size = int.from_bytes(chunk[4:], "little")
+            file.seek(size + size % 2, os.SEEK_CUR)
+    return head.startswith(b"\xff\xd8\xff")
 
 
 def _palette_indices(path: Path) -> NDArray[Any] | None:

@@ -240,6 +240,11 @@ class _Interrupt(AbstractContextManager["_Interrupt"]):
         self.wanted = True
 
 
+def _alike(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    """Whether a validation measured what is wanted; earlier versions did not note the files."""
+    return all(found.get(name, value if name == "files" else None) == value for name, value in wanted.items())
+
+
 @dataclass
 class _Folder:
     """What a run leaves on disk."""
@@ -279,7 +284,7 @@ class _Folder:
         """Whether the weights of this step have been measured on these pictures, as they are used now."""
         wanted = {"step": self.run.step, **self.measured()}
         found = self.log.last_validation() or {}
-        return all(found.get(name) == value for name, value in wanted.items())
+        return _alike(found, wanted)
 
     def validate(self) -> None:
         """Measure the stored weights and keep them where none were better on the same pictures."""
@@ -296,7 +301,7 @@ class _Folder:
         measured = self.measured()
         found = {"step": self.run.step, **measured, **record(summaries)}
         best = self.best()
-        comparable = best is not None and all(best.get(name) == value for name, value in measured.items())
+        comparable = best is not None and _alike(best, measured)
         if not comparable and (self.out / BEST).exists():
             self.log.note(f"{BEST} was chosen by another recipe or on other pictures and is replaced")
         if best is None or not comparable or found["gain"] > best["gain"]:
