@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refine.errors import WeightsError
+from refine.errors import WeightsError, listed
 from refine.io import write_atomic
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ def _published(path: Path) -> "dict[str, Tensor]":
         raise WeightsError(f"{path}: holds {type(content).__name__}; a state dict of tensors is wanted")
     odd = [str(key) for key, value in content.items() if not (isinstance(key, str) and isinstance(value, torch.Tensor))]
     if odd:
-        raise WeightsError(f"{path}: {_listed(odd)} are no named tensors; a state dict of tensors is wanted")
+        raise WeightsError(f"{path}: {listed(odd, _SHOWN)} are no named tensors; a state dict of tensors is wanted")
     return dict(content)
 
 
@@ -258,7 +258,7 @@ def check(state: "Mapping[str, Tensor]", expected: Mapping[str, tuple[int, ...]]
         if key in expected and tuple(value.shape) != tuple(expected[key])
     ]
     faults = [
-        f"{len(names)} {what}: {_listed(names)}"
+        f"{len(names)} {what}: {listed(names, _SHOWN)}"
         for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
         if names
     ]
@@ -288,8 +288,3 @@ def import_published(
     check(state, expected, source)
     state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
     save(destination, state, spec=spec, metadata={"source": Path(source).name, "source_sha256": loaded.sha256})
-
-
-def _listed(names: list[str]) -> str:
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -19,7 +19,7 @@ from typer.core import TyperCommand, TyperGroup
 
 import refine
 from refine.config import is_guided, number
-from refine.errors import OptionError, RefineError, WeightsError, is_out_of_memory
+from refine.errors import OptionError, RefineError, WeightsError, is_out_of_memory, listed
 from refine.pairs import SAW, Found, Pair, find_pairs, with_outputs
 
 if TYPE_CHECKING:
@@ -593,9 +593,8 @@ def _reason(error: Exception) -> str | None:
 def _warn_about_rest(found: Found, talk: _Talk) -> None:
     for paths, text in ((found.images_alone, "without a mask"), (found.masks_alone, "without an image")):
         if paths:
-            names = ", ".join(map(str, paths[:5])) + (f" and {len(paths) - 5} more" if len(paths) > 5 else "")
             noun = "image" if paths is found.images_alone else "mask"
-            talk.warning(f"{len(paths)} {noun}{'s' if len(paths) > 1 else ''} {text} left out: {names}")
+            talk.warning(f"{len(paths)} {noun}{'s' if len(paths) > 1 else ''} {text} left out: {listed(paths)}")
 
 
 class _Talk:

@@ -1,5 +1,7 @@
 """What a user can cause. Every message says what was given, what is accepted and what to do."""
 
+from collections.abc import Sequence
+
 
 class RefineError(Exception):
     """Base of every error that input, options or files can cause."""
@@ -25,6 +27,12 @@ def one_of(name: str, value: object, known: tuple[str, ...]) -> None:
     """Raises `OptionError` where ``value`` is none of the ``known`` ones."""
     if value not in known:
         raise OptionError(f"{name}={value!r} is unknown; known are {', '.join(known)}")
+
+
+def listed(names: Sequence[object], most: int = 5) -> str:
+    """The first names, and how many more there are."""
+    more = len(names) - most
+    return ", ".join(map(str, names[:most])) + (f" and {more} more" if more > 0 else "")
 
 
 def is_out_of_memory(error: Exception) -> bool:

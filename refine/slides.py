@@ -99,8 +99,7 @@ class Slide:
         pixel = self._page.samplesperpixel * self._page.dtype.itemsize
         segment, whole = math.prod(self._grid) * pixel, math.prod(self.size) * pixel
         held = segment + min(max(0, whole - segment), max(self._cache, segment))
-        planes = self._page.shaped[0]
-        held += 2 * segment // planes if planes > 1 else 0
+        held += segment if self._page.shaped[0] > 1 else 0  # planes, and what they are put together to
         band = max(0, self._rows * self.size[1] - _BAND) * pixel
         return max(0, held - self._cache) + band
 
@@ -246,12 +245,8 @@ class Slide:
         segment = self._segments.pop(number, None)
         if segment is None:
             planes = range(0, self._across * self._down * self._page.shaped[0], self._across * self._down)
-            segment = self._decoded(planes[0] + number)
-            if len(planes) > 1:  # one by one, so that they are never there twice
-                first, depth = segment, segment.shape[2]
-                segment = np.empty((*first.shape[:2], depth * len(planes)), first.dtype)
-                for i, plane in enumerate(planes):
-                    segment[..., i * depth : (i + 1) * depth] = self._decoded(plane + number) if i else first
+            decoded = [self._decoded(plane + number) for plane in planes]
+            segment = decoded[0] if len(decoded) == 1 else np.concatenate(decoded, axis=2)
             self._cached += segment.nbytes
         self._segments[number] = segment
         while self._cached > self._cache and len(self._segments) > 1:

@@ -115,6 +115,17 @@ def test_a_killed_run_goes_on_where_it_was(refiner, files, tmp_path):
     assert not (tmp_path / "out.tif.work").exists()
 
 
+def test_large_strips_count_in_the_plan_of_files(refiner, files, tmp_path, monkeypatch):
+    size = read_mask(files[1]).shape
+    few, many = (refiner.plan(size, windowed=True, excess=excess).peak for excess in (0, 2**31))
+    assert many - few == 2**31
+    monkeypatch.setattr("refine.engine.Slide.excess", property(lambda slide: 2**30))
+    with pytest.raises(OptionError, match="at least"):
+        refiner.refine_file(*files, tmp_path / "out.tif", max_memory=f"{2**31}")
+    assert list(tmp_path.iterdir()) == []
+    refiner.refine_file(*files, tmp_path / "out.tif", max_memory=f"{many}")
+
+
 def test_a_mask_of_another_shape_leaves_nothing_behind(refiner, files, tmp_path):
     mask = tmp_path / "seg.tif"
     tifffile.imwrite(mask, read_mask(files[1])[:, :300])

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from refine.errors import OptionError
+from refine.errors import OptionError, listed
 from refine.evaluation.items import find_sets, find_truths_alone, find_work
 from refine.evaluation.published import WHERE, thesis_table
 from refine.evaluation.report import write_report
@@ -44,9 +44,8 @@ def evaluate_command(
     folders = find_sets(data)
     work = find_work(folders, coarse, limit=limit)
     if alone := find_truths_alone(data):
-        names = ", ".join(map(str, alone[:5])) + (f" and {len(alone) - 5} more" if len(alone) > 5 else "")
         truths = f"{len(alone)} truth{'s' if len(alone) > 1 else ''}"
-        print(f"warning: {truths} without a picture that can be read left out: {names}", file=sys.stderr)
+        print(f"warning: {truths} without a picture that can be read left out: {listed(alone)}", file=sys.stderr)
     if out is not None:
         check_folder(out)
     thesis = None

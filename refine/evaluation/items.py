@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from refine.errors import FileError, InputError, OptionError
+from refine.errors import FileError, InputError, OptionError, listed
 from refine.io import IMAGE_SUFFIXES, read_mask
 from refine.pairs import MASK_ENDING, TRUTH_ENDING, big_images
 from refine.prepare import as_image, as_mask
@@ -67,8 +67,7 @@ def find_items(folder: Path) -> list[Item]:
     items = _items(folder)
     missing = [path.name for item in items for path in (item.truth, item.coarse) if not path.is_file()]
     if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise FileError(f"{str(folder)!r} lacks {', '.join(missing[:3])}{more}; every picture needs both masks")
+        raise FileError(f"{str(folder)!r} lacks {listed(missing, 3)}; every picture needs both masks")
     return items
 
 
