@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refine.errors import WeightsError, listed
+from refine.errors import WeightsError, listed, shown
 from refine.io import write_atomic
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 PathLike = str | os.PathLike[str]
 _SHOWN = 4
+_REPEATED = 2**28  # bytes that values which a file repeats, and holds once, may become
 _GIVE = "give a file (weights=..., --weights FILE)"
 _NAMES = ("name", "model", "file", "sha256", "bytes", "licence", "data")
 
@@ -80,7 +81,7 @@ def manifest() -> list[Entry]:
         return []
     try:
         listed = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path}: cannot be read ({error}); reinstall refine") from error
     if not isinstance(listed, list):
         raise WeightsError(f"{path}: holds {type(listed).__name__}; a list of entries is wanted")
@@ -148,8 +149,16 @@ def save(
     metadata["spec"] = json.dumps(spec)
     # Copies, because safetensors refuses tensors that share memory or are not contiguous.
     copies = {key: value.detach().cpu().clone().contiguous() for key, value in state.items()}
-    data = to_bytes(copies, metadata)
+    data = _in_order(to_bytes(copies, metadata))
     write_atomic(path, lambda file: file.write(data))
+
+
+def _in_order(data: bytes) -> bytes:
+    """A safetensors file with its header sorted; the library's order of metadata is another every time."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data[end:]
 
 
 def load(path: PathLike) -> Loaded:
@@ -158,25 +167,52 @@ def load(path: PathLike) -> Loaded:
     A checkpoint is a state dict or {"state_dict": ...}; its keys are as stored, see `published_state`.
 
     Raises:
-        WeightsError: the file is missing, truncated, no checkpoint, or needs pickle to run code.
+        WeightsError: the file is missing, truncated, no checkpoint, or needs pickle to run code; a tensor is no plain
+            one of finite numbers.
 
     """
     path = Path(path)
-    if path.is_dir():
-        raise WeightsError(f"{path}: is a folder; give a safetensors file or a published .pth")
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such weights file; give a safetensors file or a published .pth")
     try:
+        if path.is_dir():
+            raise WeightsError(f"{path}: is a folder; give a safetensors file or a published .pth")
+        if not path.is_file():
+            raise WeightsError(f"{path}: no such weights file; give a safetensors file or a published .pth")
         with path.open("rb") as file:
             head = file.read(9)
         digest = file_sha256(path)
     except OSError as error:
-        raise WeightsError(f"{path}: cannot be read ({error.strerror})") from error
+        raise WeightsError(f"{shown(str(path))}: cannot be read ({error.strerror}); give another file") from error
     # Eight bytes of length and the brace of a JSON header open every safetensors file.
     if head[8:] == b"{" or path.suffix == ".safetensors":
         state, metadata = _safetensors(path)
+        _check_values(state, path)
         return Loaded(state, _spec(metadata, path), {k: v for k, v in metadata.items() if k != "spec"}, digest)
-    return Loaded(_published(path), None, {}, digest)
+    state = _published(path)
+    _check_values(state, path)
+    return Loaded(state, None, {}, digest)
+
+
+def _check_values(state: "Mapping[str, Tensor]", path: Path) -> None:
+    """Raises `WeightsError` for tensors that no network can have: not plain ones, of other types, of no numbers."""
+    import torch
+
+    for name, value in state.items():
+        counter = name.endswith(".num_batches_tracked")
+        kind = next((kind for kind in ("quantized", "meta", "nested") if getattr(value, f"is_{kind}")), None)
+        if kind is None and value.layout != torch.strided:
+            kind = "sparse"
+        if kind is None and not value.is_floating_point() and (not counter or value.dtype != torch.int64):
+            kind = str(value.dtype).removeprefix("torch.")
+        stored = 0 if kind is not None else value.untyped_storage().nbytes()
+        if kind is None and value.numel() * value.element_size() > max(stored, _REPEATED):
+            kind = "a few values repeated"
+        if kind is not None:
+            raise WeightsError(f"{path}: {name} is {kind}; plain tensors of floats are wanted, save them so")
+        # As it is computed with: a float64 may be too large for a float32.
+        if not counter and not torch.isfinite(value.float()).all():
+            raise WeightsError(f"{path}: {name} holds NaN or infinite values; fetch or export the weights again")
+        if name.endswith(".running_var") and (value < 0).any():
+            raise WeightsError(f"{path}: {name}, a variance, is below 0; fetch or export the weights again")
 
 
 def _safetensors(path: Path) -> "tuple[dict[str, Tensor], dict[str, str]]":
@@ -194,8 +230,8 @@ def _spec(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
         raise WeightsError(f"{path}: says nothing about its model; weights saved or imported by refine do")
     try:
         spec = json.loads(metadata["spec"])
-    except ValueError as error:
-        raise WeightsError(f"{path}: its model's specification is not JSON ({error})") from error
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"{path}: its model's specification is not JSON ({error}); export it again") from error
     if not isinstance(spec, dict):
         raise WeightsError(f"{path}: its model's specification is {type(spec).__name__}; an object is wanted")
     return spec

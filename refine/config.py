@@ -1,16 +1,20 @@
 """Options of a refiner and the specification that rebuilds one: frozen, checked once, explained field by field."""
 
+import math
 import re
 from dataclasses import asdict, dataclass, fields, replace
 from numbers import Integral, Real
 from typing import Any, Final, Self
 
-from refine.errors import OptionError, WeightsError, one_of
+from refine.errors import OptionError, WeightsError, one_of, shown
 
 DECODES: Final = ("dense", "bbox", "contour", "strided")
 FIRST_PASSES: Final = ("near", "everywhere")
 COARSE_DECODES: Final = ("full", "next")
+RESIZES: Final = ("corners", "area")
 MOST_GROUPS: Final = 256
+MOST_PIXELS: Final = 2**24
+"""px and cells; more than a picture's side, and twice as many in products are still whole numbers everywhere."""
 EMBEDDED: Final = ("sam-sr-v3.1", "sam-sr-v3.2", "sam-sr-v3.3", "sam-sr-v3.4")
 """Versions by features of Segment Anything's encoder."""
 GUIDANCE: Final = ("sam-sr-v1", "sam-sr-v2.1", "sam-sr-v2.2", *EMBEDDED)
@@ -130,28 +134,32 @@ class Options:
         source_and_options(self.proposals)  # what cannot be read is told here
         for name in ("coverage", "sparsity", "deformation"):
             value = getattr(self, name)
-            if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= float(value) <= 1:
-                raise OptionError(f"{name}={value!r} is not possible; give a number from 0 to 1")
+            number = isinstance(value, Real) and not isinstance(value, bool)
+            if not number or not 0 <= value <= 1:
+                raise OptionError(f"{name}={shown(value)} is not possible; give a number from 0 to 1")
         lean = self.lean
-        if lean is not None and (not isinstance(lean, Real) or isinstance(lean, bool) or not abs(float(lean)) <= 6):
-            raise OptionError(f"lean={lean!r} is not possible; give a number from -6 to 6")
+        if lean is not None and (not isinstance(lean, Real) or isinstance(lean, bool) or not -6 <= lean <= 6):
+            raise OptionError(f"lean={shown(lean)} is not possible; give a number from -6 to 6")
         least = {"tile": 32, "patch": 32, "stride": 1, "band": 1, "padding": 0, "passes": 1, "groups": 1, "seed": 0}
+        most = {"passes": 1000, "seed": 2**63 - 1}
         for name, lowest in least.items():
-            value = getattr(self, name)
+            value, highest = getattr(self, name), most.get(name, MOST_PIXELS)
             if name in ("tile", "passes") and value is None:
                 continue
-            if not isinstance(value, Integral) or isinstance(value, bool) or value < lowest:
-                raise OptionError(f"{name}={value!r} is not possible; give a whole number of at least {lowest}")
+            if not isinstance(value, Integral) or isinstance(value, bool) or not lowest <= value <= highest:  # type: ignore[operator]
+                much = isinstance(value, Integral) and value > highest  # type: ignore[operator]
+                wanted = f"at most {highest}" if much else f"at least {lowest}"
+                raise OptionError(f"{name}={shown(value)} is not possible; give a whole number of {wanted}")
             object.__setattr__(self, name, int(value))  # NumPy's would overflow, and JSON has none
         if self.groups > MOST_GROUPS:
             raise OptionError(
-                f"groups={self.groups!r} is not possible; give at most {MOST_GROUPS}, a megabyte for each"
+                f"groups={shown(self.groups)} is not possible; give at most {MOST_GROUPS}, a megabyte for each"
             )
         _ = self.max_bytes  # what cannot be read is told here
         for name in ("keep_scales", "keep_guidance", "allow_large", "guard"):
             value = getattr(self, name)
             if not isinstance(value, bool) and not (name == "guard" and value is None):
-                raise OptionError(f"{name}={value!r} is not possible; give True or False")
+                raise OptionError(f"{name}={shown(value)} is not possible; give True or False")
 
     @property
     def max_bytes(self) -> int | None:
@@ -223,6 +231,10 @@ class Cascade:
     empty: float = 1.0
     """px; a mask with less foreground than this in all is taken for empty, as published. 0: only one without any."""
 
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            check_cascade(option.name, getattr(self, option.name))
+
     def at(self, height: int, width: int, passes: int | None = None) -> tuple[float, ...]:
         """The scales to run for a picture of this size; beyond 1 where it is enlarged.
 
@@ -270,20 +282,82 @@ class Spec:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Raises `WeightsError` for fields that are missing or unknown, arguments without names, impossible scales."""
+        """Raises `WeightsError` for fields that are missing, unknown or impossible, as a recipe's would be."""
         try:
             lists: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values["cascade"].items()}
             spec = cls(**{**values, "cascade": Cascade(**lists)})
+            for name in ("model", "network", "guidance"):
+                if not isinstance(getattr(spec, name), str):
+                    raise TypeError(f"{name}={shown(getattr(spec, name))} is no text")
             if not isinstance(spec.arguments, dict):
-                raise TypeError(f"arguments={spec.arguments!r} have no names")
-            scales = spec.cascade.scales
-            if not scales or not all(isinstance(scale, Real) and scale > 0 for scale in scales):
-                raise TypeError(f"scales={scales!r} are no numbers above 0")
+                raise TypeError(f"arguments={shown(spec.arguments)} have no names")
+            for name, value in spec.arguments.items():
+                if not isinstance(value, str):
+                    check_number(f"arguments.{name}", value, int, 1, MOST_CHANNELS)
             return spec
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, OptionError) as error:
             raise WeightsError(
                 f"the weights' specification cannot be read ({error}); they are not made by refine"
             ) from error
+
+
+MOST_CHANNELS: Final = 4096
+_CASCADE: Final[dict[str, tuple[Any, float, float]]] = {  # name -> kind, least and highest
+    "smallest": (int, 0, 10**6),
+    "least": (int, 0, 10**6),
+    "enlarged": (int | float, 1, 4),
+    "pad": (int, 0, 1024),
+    "lean": (int | float, -6, 6),
+    "passes": (int, 1, 16),
+    "sure": (int | float, 0, 0.5),
+    "empty": (int | float, 0, 10**6),
+}
+_SEVERAL: Final[dict[str, tuple[int | None, Any, float, float]]] = {  # name -> how many, and as above
+    "scales": (None, int | float, 1 / 256, 4),
+    "mean": (3, int | float, -1, 1),
+    "std": (3, int | float, 1e-3, 10),
+    "lean_fades": (2, int, 0, 10**6),
+}
+_CHOICES: Final = {"decode": DECODES, "coarse_decode": COARSE_DECODES, "resize": RESIZES}
+
+
+def check_cascade(name: str, value: Any) -> None:
+    """Raises `OptionError` for a value that the field of `Cascade` of that name cannot have."""
+    full = f"cascade.{name}"
+    if name in _CHOICES:
+        one_of(full, value, _CHOICES[name])
+    elif name in _SEVERAL:
+        count, *rule = _SEVERAL[name]
+        if not isinstance(value, list | tuple) or len(value) != (count or max(1, min(len(value), 16))):
+            wanted = "two lengths, as in [600, 800]" if name == "lean_fades" else f"{count or 'one to 16'} numbers"
+            raise OptionError(f"{full}={shown(value)} is not possible; give {wanted}")
+        for each in value:
+            check_number(full, each, *rule)
+        if name == "lean_fades":
+            check_number(full, value[1], int, value[0], rule[-1])
+    elif name in _CASCADE:
+        check_number(full, value, *_CASCADE[name])
+    elif type(value) is not type(getattr(Cascade, name)):
+        kind = type(getattr(Cascade, name)).__name__
+        raise OptionError(f"{full}={shown(value)} is not possible; give a value of type {kind}")
+
+
+def check_number(name: str, value: Any, kind: Any, low: float, high: float = math.inf) -> None:
+    """Raises `OptionError` for a value that is no number of a kind, int or any, from ``low`` to ``high``."""
+    if (
+        isinstance(value, kind)
+        and not isinstance(value, bool)
+        and -math.inf < value < math.inf
+        and low <= value <= high
+    ):
+        return
+    if math.isfinite(high):
+        wanted = f"of {low:g} up to {high:g}"
+    elif kind is int:
+        wanted = "above 0" if low else "from 0"
+    else:
+        wanted = f"of {low:g} or more"
+    raise OptionError(f"{name}={shown(value)} is not possible; give a {'whole ' if kind is int else ''}number {wanted}")
 
 
 def source_and_options(proposals: str) -> tuple[str, dict[str, float]]:
@@ -300,7 +374,7 @@ def source_and_options(proposals: str) -> tuple[str, dict[str, float]]:
             options[option] = number(value)
         except ValueError as error:
             accepted = f"give NAME=NUMBER behind the source, as in {name}:levels=2"
-            raise OptionError(f"proposals={proposals!r} is not possible; {accepted}") from error
+            raise OptionError(f"proposals={shown(proposals)} is not possible; {accepted}") from error
     return name, options
 
 
@@ -329,9 +403,9 @@ def parse_bytes(value: str | int) -> int:
 
     Raises `OptionError` for anything else.
     """
-    if isinstance(value, Integral) and not isinstance(value, bool) and value > 0:
+    if isinstance(value, Integral) and not isinstance(value, bool) and 0 < value < 2**63:
         return int(value)
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", value.lower()) if isinstance(value, str) else None
-    if found is None or found[2] not in _UNITS or float(found[1]) == 0:
-        raise OptionError(f"max_memory={value!r} is not possible; give bytes, or a number with MB, GB, MiB or GiB")
+    if found is None or found[2] not in _UNITS or not 1 <= float(found[1]) * _UNITS[found[2]] < 2**63:
+        raise OptionError(f"max_memory={shown(value)} is not possible; give bytes, or a number with MB, GB, MiB or GiB")
     return int(float(found[1]) * _UNITS[found[2]])

@@ -23,10 +23,22 @@ class WeightsError(RefineError):
     """Weights that are missing, damaged or belong to another model; the message names what is missing."""
 
 
+_LONGEST = 80  # characters of a value in a message
+
+
+def shown(value: object) -> str:
+    """A value as a message has it: its `repr`, of a long one the beginning; never an error itself."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, a list within lists without end
+        text = f"<{type(value).__name__} too large to show>"
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
 def one_of(name: str, value: object, known: tuple[str, ...]) -> None:
     """Raises `OptionError` where ``value`` is none of the ``known`` ones."""
     if value not in known:
-        raise OptionError(f"{name}={value!r} is unknown; known are {', '.join(known)}")
+        raise OptionError(f"{name}={shown(value)} is unknown; known are {', '.join(known)}")
 
 
 def listed(names: Sequence[object], most: int = 5) -> str:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from refine import checkpoint
 from refine.config import Spec
-from refine.errors import WeightsError, is_out_of_memory
+from refine.errors import WeightsError, shown
 from refine.models import Network, build, preset
 from refine.models.cascade_psp import CascadePSP
 
@@ -37,17 +37,36 @@ def load_network(model: str, weights: str | Path | None) -> tuple[Network, Spec,
             raise WeightsError(
                 f"{path} holds weights of {spec.model}, not of {model}; give model={spec.model!r}, --model {spec.model}"
             )
+    _check_like(spec, wanted, path)
+    network = _empty(spec, path)
+    checkpoint.check(state, _shapes(network), path)
+    network.load_state_dict(_as_built(state), assign=True)
+    return cast(Network, network), spec, loaded.sha256
+
+
+def _check_like(spec: Spec, wanted: Spec, path: str | Path) -> None:
+    """Raises `WeightsError` for a specification of another network or input than that of the model it names."""
+    theirs, ours = (
+        {"network": each.network, "guidance": each.guidance, "in_channels": each.arguments.get("in_channels", 4)}
+        for each in (spec, wanted)
+    )
+    for name, value in theirs.items():
+        if value != ours[name]:
+            raise WeightsError(
+                f"{path}: its specification cannot be that of {wanted.model}, whose {name} is {ours[name]!r} and not "
+                f"{shown(value)}; it is not made by refine"
+            )
+
+
+def _empty(spec: Spec, path: str | Path) -> nn.Module:
+    """The network of a specification without memory for its weights, which a file may say need all of it."""
     try:
-        network = build(spec)
+        with torch.device("meta"):
+            return build(spec)
     except (TypeError, ValueError, RuntimeError) as error:
-        if is_out_of_memory(error):
-            raise
         raise WeightsError(
             f"{path}: its specification builds no network ({error}); it is not made by refine"
         ) from error
-    checkpoint.check(state, _shapes(network), path)
-    network.load_state_dict(_as_built(state), assign=True)  # the random ones are freed
-    return cast(Network, network), spec, loaded.sha256
 
 
 def load_cascade_psp(weights: str | Path | None) -> tuple[CascadePSP, str]:
@@ -77,7 +96,7 @@ def import_published(source: Path, destination: Path, *, model: str = "crm-r50")
     destination that cannot be written.
     """
     spec = preset(model)
-    checkpoint.import_published(source, destination, expected=_shapes(build(spec)), spec=spec.as_dict())
+    checkpoint.import_published(source, destination, expected=_shapes(_empty(spec, model)), spec=spec.as_dict())
 
 
 def _as_built(state: dict[str, Tensor]) -> dict[str, Tensor]:

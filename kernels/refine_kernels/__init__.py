@@ -1,14 +1,15 @@
 """Fast math on plain arrays; knows nothing of refine.
 
 Each kernel has a plain twin of the same name in `refine_kernels.reference`. Numba is loaded, and a kernel
-compiled, when a function is first used; compiled kernels are cached on disk. `refine_kernels.threads` says how many
-threads they use.
+compiled, when a function is first used; compiled kernels are kept on disk where that is possible, see
+`refine_kernels.compiled`. `refine_kernels.threads` says how many threads they use.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from refine_kernels.compiled import untold
     from refine_kernels.counts import band_counts
     from refine_kernels.inputs import network_input
     from refine_kernels.regions import (
@@ -37,6 +38,7 @@ __all__ = [
     "network_input",
     "set_threads",
     "strided_changes",
+    "untold",
 ]
 
 _LAZY = {
@@ -53,6 +55,7 @@ _LAZY = {
     "network_input": "inputs",
     "set_threads": "threads",
     "strided_changes": "regions",
+    "untold": "compiled",
 }
 
 

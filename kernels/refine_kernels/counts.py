@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from refine_kernels.compiled import jit
 from refine_kernels.regions import one_class
 from refine_kernels.threads import share
 
@@ -36,7 +36,7 @@ def band_counts(prediction: NDArray[np.bool_], truth: NDArray[np.bool_], radii: 
     return counts.sum(0)
 
 
-@njit(nogil=True, cache=True)
+@jit(nogil=True)
 def _band_counts_kernel(
     first_square: Any, last_square: Any, prediction: Any, truth: Any, radii: Any, counts: Any
 ) -> None:
@@ -81,7 +81,7 @@ def _band_counts_kernel(
                     counts[i, k, 1] += total
 
 
-@njit(cache=True)
+@jit()
 def _signed_near(row: Any, left: Any, right: Any, reach: Any, near: Any) -> None:
     # Distances to the other class at the left, then the lesser of those and the ones at the right.
     distance = reach + 1

@@ -3,10 +3,11 @@
 from typing import Any
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.extending import overload
 from numpy.typing import NDArray
 
+from refine_kernels.compiled import jit
 from refine_kernels.threads import share
 
 
@@ -55,7 +56,7 @@ def _rounded_as(x: Any, like: Any) -> Any:
     return narrowed if like == types.uint16 else same
 
 
-@njit(nogil=True, cache=True)
+@jit(nogil=True)
 def _network_input_kernel(first: Any, last: Any, picture: Any, mask: Any, table: Any, out: Any) -> None:
     for i in range(first, last):
         colours, values, row = picture[i], mask[i], out[i]

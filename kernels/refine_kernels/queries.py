@@ -9,10 +9,11 @@ logits pass through memory.
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.extending import overload
 from numpy.typing import NDArray
 
+from refine_kernels.compiled import jit
 from refine_kernels.reference_queries import (
     EnsembleTable,
     EnsembleWeights,
@@ -133,7 +134,7 @@ def _integers(x: NDArray[Any]) -> Integers:
 # one array are apart; it then has two arrays to tell apart where it would have eight rows.
 
 
-@njit(nogil=True, cache=True, fastmath={"contract"})
+@jit(nogil=True, fastmath={"contract"})
 def _interpolated_kernel(
     first: Any,
     last: Any,
@@ -179,7 +180,7 @@ def _interpolated_kernel(
             out[start + p] = x[p]
 
 
-@njit(nogil=True, cache=True, fastmath={"contract"})
+@jit(nogil=True, fastmath={"contract"})
 def _ensemble_kernel(
     first: Any,
     last: Any,
@@ -222,7 +223,7 @@ def _ensemble_kernel(
             out[start + p] = mean / total
 
 
-@njit(inline="always")
+@jit(inline="always")
 def _cells(values: Any, slots: Any, side: Any, row: Any, column: Any) -> Any:
     """The four cells (C,) of a point: first row first."""
     return (
@@ -233,7 +234,7 @@ def _cells(values: Any, slots: Any, side: Any, row: Any, column: Any) -> Any:
     )
 
 
-@njit(inline="always")
+@jit(inline="always")
 def _cell(slots: Any, side: Any, block_y: Any, y: Any, block_x: Any, x: Any) -> Any:
     return (np.int64(slots[block_y, block_x]) * side + y) * side + x
 
@@ -254,19 +255,19 @@ def _float32_of(stored: Any) -> Any:
     return widened if stored == types.uint16 else same
 
 
-@njit(inline="always")
+@jit(inline="always")
 def _relu(x: Any) -> Any:
     return np.float32(0) if x < 0 else x  # a nan stays one, as in torch
 
 
-@njit(cache=True)
+@jit()
 def _transpose_relu(z: Any, x: Any) -> None:
     for c in range(_CHANNELS):
         for p in range(_LANES):
             x[c * _LANES + p] = _relu(z[p, c])
 
 
-@njit(cache=True, fastmath={"contract"})
+@jit(fastmath={"contract"})
 def _layer(x: Any, weight: Any, bias: Any, out: Any) -> None:
     """Fills out (outputs * _LANES,) with relu(weight x + bias)."""
     for c in range(0, _CHANNELS, _TILE):
@@ -290,7 +291,7 @@ def _layer(x: Any, weight: Any, bias: Any, out: Any) -> None:
             h[p] = _relu(h[p])
 
 
-@njit(cache=True, fastmath={"contract"})
+@jit(fastmath={"contract"})
 def _output(x: Any, weight: Any, bias: Any, out: Any) -> None:
     for p in range(_LANES):
         out[p] = bias

@@ -3,9 +3,9 @@
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from refine_kernels.compiled import jit
 from refine_kernels.threads import share
 
 
@@ -88,7 +88,7 @@ def strided_changes(changed: NDArray[np.bool_], size: tuple[int, int], stride: i
     return out
 
 
-@njit(nogil=True, cache=True)
+@jit(nogil=True)
 def _mask_and_doubt_kernel(first: Any, last: Any, p: Any, low: Any, high: Any, mask: Any, doubt: Any) -> None:
     for i in range(first, last):
         row, above, between = p[i], mask[i], doubt[i]
@@ -97,7 +97,7 @@ def _mask_and_doubt_kernel(first: Any, last: Any, p: Any, low: Any, high: Any, m
             between[x] = (row[x] > low) & (row[x] < high)
 
 
-@njit(nogil=True, cache=True)
+@jit(nogil=True)
 def _contour_band_kernel(first: Any, last: Any, square: Any, mask: Any, band: Any, out: Any) -> None:
     # In squares, because most of them see no contour and are done once that is known. Codes 1, 2, 3 say that a pixel's
     # neighbours are of the one class, the other, both; 0 is outside the picture.
@@ -128,7 +128,7 @@ def _contour_band_kernel(first: Any, last: Any, square: Any, mask: Any, band: An
                     target[x] = row[x] == 3
 
 
-@njit(cache=True)
+@jit()
 def _spread(codes: Any, spare: Any, span: Any, pitch: Any) -> Any:
     # ``codes[i]`` becomes the OR of codes[i], codes[i + pitch], ... (span of them), by windows that double. At the end
     # of a row the windows along x run into the next row: into its left margin, whose results nobody reads.
@@ -143,7 +143,7 @@ def _spread(codes: Any, spare: Any, span: Any, pitch: Any) -> Any:
     return codes, spare
 
 
-@njit(cache=True)
+@jit()
 def one_class(mask: Any, top: Any, bottom: Any, left: Any, right: Any) -> Any:
     """Whether all pixels of mask (H, W) uint8 in a window are the same; its part outside the picture is ignored."""
     height, width = mask.shape
@@ -159,7 +159,7 @@ def one_class(mask: Any, top: Any, bottom: Any, left: Any, right: Any) -> Any:
     return True
 
 
-@njit(nogil=True, cache=True)
+@jit(nogil=True)
 def _strided_changes_kernel(first: Any, last: Any, changed: Any, rows: Any, columns: Any, out: Any) -> None:
     # A grid row looks at its own pixels; the rows up to the next grid row look at both, and on grid columns too. Loops,
     # since whole-array expressions take three times as long to compile. ``out`` is False where nothing changed.
@@ -174,7 +174,7 @@ def _strided_changes_kernel(first: Any, last: Any, changed: Any, rows: Any, colu
                     out[y, columns[j]] = changed[i, j] | changed[i + 1, j]
 
 
-@njit(cache=True)
+@jit()
 def _between(above: Any, below: Any, columns: Any, row: Any) -> None:
     for j in range(len(columns) - 1):
         either = above[j] | below[j] | above[j + 1] | below[j + 1]
@@ -182,7 +182,7 @@ def _between(above: Any, below: Any, columns: Any, row: Any) -> None:
             row[x] = either
 
 
-@njit(nogil=True, cache=True)
+@jit(nogil=True)
 def _any_in_cells_kernel(first: Any, last: Any, mask: Any, rows: Any, columns: Any, out: Any) -> None:
     seen = np.empty(mask.shape[1], np.bool_)  # in any row of the cells
     for i in range(first, last):
@@ -198,7 +198,7 @@ def _any_in_cells_kernel(first: Any, last: Any, mask: Any, rows: Any, columns: A
                     break
 
 
-@njit(nogil=True, cache=True)
+@jit(nogil=True)
 def _classes_in_cells_kernel(first: Any, last: Any, p: Any, rows: Any, columns: Any, out: Any) -> None:
     seen = np.empty(p.shape[1], np.uint8)  # in any row of the cells
     for i in range(first, last):
@@ -212,7 +212,7 @@ def _classes_in_cells_kernel(first: Any, last: Any, p: Any, rows: Any, columns: 
                 out[i, j] |= seen[x]
 
 
-@njit(nogil=True, cache=True)
+@jit(nogil=True)
 def _fill_cells_kernel(first: Any, last: Any, cells: Any, rows: Any, columns: Any, out: Any) -> None:
     height, width = out.shape
     for i in range(first, last):

@@ -4,9 +4,9 @@ from typing import Any, TypeVar
 
 import cv2
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from refine_kernels.compiled import jit
 from refine_kernels.threads import share
 
 _Sample = TypeVar("_Sample", np.float32, np.uint8)
@@ -103,7 +103,7 @@ def _edges(
     return edges // samples - origin, (edges % samples).astype(np.float64)
 
 
-@njit(nogil=True, cache=True)
+@jit(nogil=True)
 def _area_reduce_kernel(
     first: Any, last: Any, source: Any, channels: Any, rows: Any, columns: Any, full: Any, end: Any, out: Any
 ) -> None:
@@ -136,7 +136,7 @@ def _area_reduce_kernel(
                 out[i, j * channels + c] = mean / total + half
 
 
-@njit(nogil=True, cache=True)
+@jit(nogil=True)
 def _interpolate_kernel(first: Any, last: Any, source: Any, rows: Any, columns: Any, out: Any) -> None:
     row_low, row_high, row_weight = rows
     low, high, along = columns

@@ -1,6 +1,5 @@
 """What a training run is: the fields of a recipe, the recipes that ship, and reading one from TOML."""
 
-import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -8,8 +7,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from refine.checkpoint import weights_dir
-from refine.config import DECODES, EMBEDDED, Spec, source_and_options
-from refine.errors import OptionError, one_of
+from refine.config import EMBEDDED, Spec, check_cascade, check_number, source_and_options
+from refine.errors import OptionError, one_of, shown
 from refine.models import PRESETS, preset
 from refine.models.crm_s import DECODERS, TRUNKS
 from refine.training.augment import AUGMENTS
@@ -79,11 +78,11 @@ class Recipe:
             )
         if (self.schedule == "steps") != bool(self.milestones):
             raise OptionError(
-                f"schedule={self.schedule!r} with milestones={list(self.milestones)} is not possible; milestones "
+                f"schedule={shown(self.schedule)} with milestones={list(self.milestones)} is not possible; milestones "
                 "belong to the schedule 'steps', which needs some"
             )
         if not isinstance(self.coarse, Mapping):
-            raise OptionError(f"coarse={self.coarse!r} is not possible; give a table of kinds and shares")
+            raise OptionError(f"coarse={shown(self.coarse)} is not possible; give a table of kinds and shares")
         check_mix(self.coarse)
         if self.augment == "published" and self.coarse.get(GIVEN):
             raise OptionError(f"augment='published' makes all coarse masks itself; leave {GIVEN!r} out of coarse")
@@ -188,29 +187,22 @@ _TEXTS: Final = {
     "decoder": tuple(DECODERS),
 }
 _WHOLE: Final[dict[str, tuple[float, float]]] = {  # name -> least and highest
-    **dict.fromkeys(("steps", "batch", "crop", "window", "milestones"), (1, math.inf)),
-    "warmup": (0, math.inf),
+    **dict.fromkeys(("steps", "batch", "crop", "window", "milestones"), (1, 10**9)),
+    "warmup": (0, 10**9),
     "seed": (0, 10**9),
 }
 _NUMBERS: Final[dict[str, tuple[float, float]]] = {  # name -> least and highest
-    "shares": (0.0, math.inf),
+    "shares": (0.0, 1e9),
     "scenes": (0.0, 1.0),
     "composed": (0.0, 1.0),
-    "learning_rate": (1e-12, math.inf),
-    "trunk_factor": (0.0, math.inf),
-    "weight_decay": (0.0, math.inf),
-    "clip": (0.0, math.inf),
+    "learning_rate": (1e-12, 1e9),
+    "trunk_factor": (0.0, 1e9),
+    "weight_decay": (0.0, 1e9),
+    "clip": (0.0, 1e9),
     "decay": (0.0, 1.0),
     "ema": (0.0, 1.0),
 }
-_CASCADE: Final[dict[str, tuple[Any, float, float]]] = {  # name -> kind, least and highest
-    "smallest": (int, 0, 10**6),
-    "least": (int, 0, 10**6),
-    "enlarged": (int | float, 1, 4),
-    "passes": (int, 1, 16),
-    "lean": (int | float, -6, 6),
-    "sure": (int | float, 0, 0.5),
-}
+_CASCADE: Final = ("decode", "smallest", "least", "enlarged", "passes", "lean", "sure", "lean_fades")
 
 
 def _check_each(recipe: Recipe) -> None:
@@ -218,51 +210,25 @@ def _check_each(recipe: Recipe) -> None:
     for name, known in _TEXTS.items():
         for value in _values(recipe, name):
             if not isinstance(value, str):
-                raise OptionError(f"{name}={value!r} is not possible; give a text")
+                raise OptionError(f"{name}={shown(value)} is not possible; give a text")
             if known is not None:
                 one_of(name, value, known)
     for name, (low, high) in (_WHOLE | _NUMBERS).items():
         for value in _values(recipe, name):
-            _check_number(name, value, int if name in _WHOLE else int | float, low, high)
+            check_number(name, value, int if name in _WHOLE else int | float, low, high)
     if recipe.passes not in (1, 2):
-        raise OptionError(f"passes={recipe.passes!r} is not possible; give 1 or 2")
+        raise OptionError(f"passes={shown(recipe.passes)} is not possible; give 1 or 2")
 
 
 def _check_cascade(cascade: Any) -> None:
     """Raises `OptionError` for what is no table of fields that a recipe may set."""
-    known = ", ".join(("decode", *_CASCADE, "lean_fades"))
+    known = ", ".join(_CASCADE)
     if not isinstance(cascade, Mapping):
-        raise OptionError(f"cascade={cascade!r} is not possible; give a table with some of {known}")
+        raise OptionError(f"cascade={shown(cascade)} is not possible; give a table with some of {known}")
     for name, value in cascade.items():
-        if name == "decode":
-            one_of("cascade.decode", value, DECODES)
-        elif name in _CASCADE:
-            _check_number(f"cascade.{name}", value, *_CASCADE[name])
-        elif name == "lean_fades":
-            if not isinstance(value, list | tuple) or len(value) != 2:
-                raise OptionError(f"cascade.lean_fades={value!r} is not possible; give two lengths, as in [600, 800]")
-            for side, least in zip(value, (0, value[0]), strict=True):
-                _check_number("cascade.lean_fades", side, int, least, 10**6)
-        else:
+        if name not in _CASCADE:
             raise OptionError(f"a recipe sets no {name!r} of a cascade; it may set {known}")
-
-
-def _check_number(name: str, value: Any, kind: Any, low: float, high: float = math.inf) -> None:
-    """Raises `OptionError` for a value that is no number of a kind, int or any, from ``low`` to ``high``."""
-    if (
-        isinstance(value, kind)
-        and not isinstance(value, bool)
-        and -math.inf < value < math.inf
-        and low <= value <= high
-    ):
-        return
-    if math.isfinite(high):
-        wanted = f"of {low:g} up to {high:g}"
-    elif kind is int:
-        wanted = "above 0" if low else "from 0"
-    else:
-        wanted = f"of {low:g} or more"
-    raise OptionError(f"{name}={value!r} is not possible; give a {'whole ' if kind is int else ''}number {wanted}")
+        check_cascade(name, value)
 
 
 def _values(recipe: Recipe, name: str) -> Sequence[Any]:
@@ -270,7 +236,7 @@ def _values(recipe: Recipe, name: str) -> Sequence[Any]:
     value, default = getattr(recipe, name), _DEFAULTS[name]
     if isinstance(default, tuple):
         if not isinstance(value, tuple):
-            raise OptionError(f"{name}={value!r} is not possible; give a list")
+            raise OptionError(f"{name}={shown(value)} is not possible; give a list")
         return value
     return [value]
 
@@ -343,8 +309,8 @@ def _toml_file(source: str | Path) -> dict[str, Any]:
 def _toml(text: str, name: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise OptionError(f"{name!r} cannot be read ({error}); give TOML, with texts in quotes") from error
+    except (ValueError, RecursionError) as error:  # of numbers of thousands of digits and lists without end, too
+        raise OptionError(f"{shown(name)} cannot be read ({error}); give TOML, with texts in quotes") from error
 
 
 def _rooted(values: dict[str, Any], root: Path) -> dict[str, Any]:
