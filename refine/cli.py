@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from functools import partial
 from importlib import metadata
 from io import TextIOWrapper
@@ -19,8 +20,9 @@ from typer.core import TyperCommand, TyperGroup
 
 import refine
 from refine.config import is_guided, number
-from refine.errors import OptionError, RefineError, WeightsError, is_out_of_memory, listed
+from refine.errors import OptionError, RefineError, WeightsError, is_out_of_memory, listed, shown
 from refine.pairs import SAW, Found, Pair, find_pairs, with_outputs
+from refine.texts import plain
 
 if TYPE_CHECKING:
     from refine import Refiner, Report
@@ -47,6 +49,7 @@ EXAMPLES = [
 def main(arguments: list[str] | None = None) -> None:
     """`refine-cli`: exits with 0, 1 (a file failed), 2 (wrong usage or weights) or 130 (interrupted)."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    _open_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")  # a file's name may be one that they cannot encode
@@ -61,6 +64,25 @@ def main(arguments: list[str] | None = None) -> None:
         code = error.exit_code
     if code:
         sys.exit(code)
+
+
+def _open_streams() -> None:
+    """Gives a program that was started without a stream (``>&-``, services, pythonw) one that nobody reads.
+
+    Else the first file that is opened would have the stream's number, and what is printed would be written into it.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != descriptor:
+                os.dup2(opened, descriptor)
+                os.close(opened)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None or stream.closed:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  until the end
 
 
 class _Group(TyperGroup):
@@ -82,6 +104,10 @@ class _Group(TyperGroup):
             i += 2 if _takes_next(args[i], takes_value) else 1
         if i < len(args) and args[i] in self.commands and args[i] != MAIN:
             return [args[i], *args[:i], *args[i + 1 :]]
+        if i < len(args) and args[i].replace("-", "_").isidentifier() and not os.path.lexists(args[i]):
+            near = get_close_matches(args[i].lower(), [name for name in self.commands if name != MAIN], n=1)
+            if near:
+                raise UsageError(f"no such file, folder or command: {args[i]!r}; did you mean the command {near[0]}")
         return [MAIN, *args]
 
     def invoke(self, ctx: Any) -> Any:
@@ -473,7 +499,7 @@ def _number(change: str, value: str, example: str) -> float:
     try:
         return number(value)
     except ValueError as error:
-        raise OptionError(f"--set {change!r} is not possible; give NAME=NUMBER, as in {example}") from error
+        raise OptionError(f"--set {shown(change)} is not possible; give NAME=NUMBER, as in {example}") from error
 
 
 def _several(words: list[str] | None) -> list[str]:
@@ -574,7 +600,7 @@ def _refine_by_windows(refiner: Refiner, pair: Pair, *, show: bool) -> Report:
 
     if pair.overlay is not None or pair.probability is not None:
         raise OptionError("--overlay and --probability need the picture in memory; allow more, or leave them out")
-    with tqdm(disable=not show, unit="tile", dynamic_ncols=True, desc=pair.image.name, leave=False) as bar:
+    with tqdm(disable=not show, unit="tile", dynamic_ncols=True, desc=plain(pair.image.name), leave=False) as bar:
 
         def progress(done: int, tiles: int) -> None:
             bar.total = tiles
@@ -656,8 +682,11 @@ class _Talk:
     def _write(self, text: str, file: Any) -> None:
         from tqdm import tqdm
 
-        tqdm.write(text, file=file)  # leaves a running progress bar whole
-        file.flush()
+        try:
+            tqdm.write(plain(text), file=file)  # leaves a running progress bar whole
+            file.flush()
+        except BrokenPipeError:  # nobody reads any more, as behind `head`; the masks are wanted all the same
+            os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
 
 
 @weights_app.callback()
@@ -1088,7 +1117,7 @@ def _installed(distribution: str) -> str:
 
 
 def _one_line(error: BaseException | str) -> str:
-    return " ".join(str(error).split())
+    return plain(" ".join(str(error).split()))
 
 
 def _json(value: Any) -> str:
@@ -1096,7 +1125,7 @@ def _json(value: Any) -> str:
 
 
 def _stderr(text: str) -> None:
-    print(text, file=sys.stderr)
+    print(plain(text), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from refine.checkpoint import file_sha256
-from refine.errors import WeightsError, one_of
+from refine.errors import OptionError, WeightsError, one_of, shown
 from refine.io import check_folder
 
 _CHUNK = 1 << 20  # bytes
@@ -81,7 +81,10 @@ def cache_dir() -> Path:
     """Folder of what can be had again: ``REFINE_CACHE``, else the one that the platform gives a user's programs."""
     given = os.environ.get("REFINE_CACHE")
     if given:
-        return Path(given).expanduser()
+        try:
+            return Path(given).expanduser()
+        except RuntimeError as error:
+            raise OptionError(f"REFINE_CACHE={shown(given)}: no such user's home; give a folder") from error
     from pooch import os_cache
 
     return Path(os_cache("refine"))
@@ -135,9 +138,23 @@ def fetch(name: str, *, quiet: bool = False) -> Path:
     import pooch
     from tqdm import tqdm
 
+    class Bar(tqdm):  # type: ignore[type-arg]
+        """Ends a download that is larger than what is published; a server can send without end."""
+
+        received = 0
+
+        def update(self, n: float | None = 1) -> bool | None:
+            self.received += int(n or 0)
+            if self.received > published.bytes:
+                raise WeightsError(
+                    f"{name}: {published.url} sends more than the {published.bytes} bytes that are published; nothing "
+                    f"of it is kept; try again, or {remedy}"
+                )
+            return super().update(n)
+
     pooch.get_logger().setLevel("WARNING")  # it tells of every download on stderr; the bar does
     # A bar is asked for its truth, which one without a total does not have.
-    with tqdm(total=published.bytes, disable=quiet, unit="B", unit_scale=True, desc=name, dynamic_ncols=True) as bar:
+    with Bar(total=published.bytes, disable=quiet, unit="B", unit_scale=True, desc=name, dynamic_ncols=True) as bar:
         try:
             pooch.retrieve(
                 published.url,

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from refine.blocks import Blocks
 from refine.config import EMBEDDED, UNTRAINED, Options, guided_model, source_and_options
 from refine.decode import decode
-from refine.devices import peak_memory, resolve_device, resolve_dtype, share_threads
+from refine.devices import peak_memory, resolve_device, resolve_dtype, share_threads, undisturbed
 from refine.errors import InputError, OptionError, one_of
 from refine.features import latent_at, whole_latent, with_deep
 from refine.frame import Frame, View, scaled
@@ -44,6 +44,7 @@ from refine.regions import Grid, Selection, at_next, bounding_boxes, dense, marg
 from refine.result import Refined, Report, ScaleReport
 from refine.slides import Slide, Workspace, check_mask_stream, write_mask_stream
 from refine.tiles import Window, cover
+from refine_kernels import untold
 
 
 @dataclass
@@ -113,9 +114,10 @@ class Refiner:
         one_of("model", model, (*PRESETS, *METHODS))
         self.device = resolve_device(device)
         self.dtype = resolve_dtype(dtype, self.device)
-        network, self.spec, self.weights_sha256 = load_network(model, weights)
         self._opened: tuple[tuple[object, ...], Cached] | None = None
-        self.network = network.folded().to(self.device, self.dtype)
+        with undisturbed(self.device, inference=False):
+            network, self.spec, self.weights_sha256 = load_network(model, weights)
+            self.network = network.folded().to(self.device, self.dtype)
 
     def refine(
         self,
@@ -141,7 +143,7 @@ class Refiner:
             options, proposals = options | {"proposals": proposals}, None
         chosen = self._chosen(options)
         share_threads()
-        with torch.inference_mode(), peak_memory(self.device) as peak:
+        with undisturbed(self.device), peak_memory(self.device) as peak:
             started = self._now()
             pair = prepare(image, coarse_mask, allow_large=chosen.allow_large)
             if proposals is None and embedding is None:
@@ -192,7 +194,7 @@ class Refiner:
             given = "keep_scales" if chosen.keep_scales else "decode='bbox'"
             raise OptionError(f"{given} needs the mask whole in memory; use refine(), or leave it out")
         share_threads()
-        with torch.inference_mode(), peak_memory(self.device) as peak, ExitStack() as stack:
+        with undisturbed(self.device), peak_memory(self.device) as peak, ExitStack() as stack:
             started = self._now()
             picture, mask = (stack.enter_context(Slide(path)) for path in (image, coarse_mask))
             plan = self.plan(picture.size, windowed=True, excess=picture.excess + mask.excess, **options)
@@ -503,7 +505,7 @@ class Refiner:
             seconds=seconds,
             peak_memory=peak,
             options=options.as_dict(),
-            warnings=tuple(outcome.warnings),
+            warnings=(*outcome.warnings, *untold()),
         )
 
     def _now(self) -> float:

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from numbers import Integral, Real
 from typing import Any, Self
 
-from refine.errors import OptionError
+from refine.errors import OptionError, shown
 
 
 def within(default: float, least: float, most: float) -> Any:
@@ -31,12 +31,12 @@ class Ranged:
                 if "switch" in option.metadata and isinstance(value, Integral) and value in (0, 1):
                     object.__setattr__(self, name, bool(value))
                 elif not isinstance(value, bool):
-                    raise OptionError(f"{name}={value!r} is not possible; give True or False")
+                    raise OptionError(f"{name}={shown(value)} is not possible; give True or False")
                 continue
             least, most = option.metadata["ends"]
             kind, noun = (Integral, "whole number") if isinstance(option.default, int) else (Real, "number")
             if not isinstance(value, kind) or isinstance(value, bool) or not least <= value <= most:
-                raise OptionError(f"{name}={value!r} is not possible; give a {noun} from {least:g} to {most:g}")
+                raise OptionError(f"{name}={shown(value)} is not possible; give a {noun} from {least:g} to {most:g}")
 
     def as_dict(self) -> dict[str, float]:
         """JSON-ready; equal options give equal text."""

@@ -3,8 +3,9 @@
 Methods without a network work without torch, which is imported where one is asked for.
 """
 
+import os
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
@@ -45,7 +46,9 @@ def refiner(
 
 
 _kept: dict[tuple[object, ...], "Refiner | MethodRefiner"] = {}
-_keeping = Lock()
+_keeping = RLock()
+if hasattr(os, "register_at_fork"):  # a child would wait for a thread that loads weights in its parent
+    os.register_at_fork(before=_keeping.acquire, after_in_parent=_keeping.release, after_in_child=_keeping.release)
 
 
 def run(

@@ -14,6 +14,7 @@ from refine.evaluation.tables import quality_table, set_table
 from refine.evaluation.thesis import Thesis, thesis_work
 from refine.evaluation.variants import Refining, Variant, Written, check_labels
 from refine.io import check_folder
+from refine.texts import plain
 
 
 def evaluate_command(
@@ -45,7 +46,7 @@ def evaluate_command(
     work = find_work(folders, coarse, limit=limit)
     if alone := find_truths_alone(data):
         truths = f"{len(alone)} truth{'s' if len(alone) > 1 else ''}"
-        print(f"warning: {truths} without a picture that can be read left out: {listed(alone)}", file=sys.stderr)
+        print(plain(f"warning: {truths} without a picture that can be read left out: {listed(alone)}"), file=sys.stderr)
     if out is not None:
         check_folder(out)
     thesis = None
@@ -55,7 +56,7 @@ def evaluate_command(
         work = thesis_work(table, data, work)
         thesis = Thesis(table, choice, guided=guided_weights)
         for method, reason in thesis.absent.items():  # before hours of work, and in the table
-            print(f"warning: {method} stays without figures: {reason}", file=sys.stderr)
+            print(plain(f"warning: {method} stays without figures: {reason}"), file=sys.stderr)
         variants += thesis.variants
     else:
         variants += [Written(folder, work) for folder in masks]
@@ -66,7 +67,7 @@ def evaluate_command(
     for text in [result.markdown()] if result is not None else _tables(measured):
         print(f"{text}\n")
     if out is not None:
-        print(write_report(out, measured, variants, work, thesis=result))
+        print(plain(str(write_report(out, measured, variants, work, thesis=result))))
     return measured
 
 
@@ -75,4 +76,7 @@ def _tables(measured: Measured) -> list[str]:
     rows = {label: own for label, own in measured.rows.items() if own}
     if len(rows) < 2:
         return [set_table(own).markdown() for own in rows.values()]
-    return [quality_table(rows).markdown(), *(f"{label}\n\n{set_table(own).markdown()}" for label, own in rows.items())]
+    return [
+        quality_table(rows).markdown(),
+        *(f"{plain(label)}\n\n{set_table(own).markdown()}" for label, own in rows.items()),
+    ]

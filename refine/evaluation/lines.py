@@ -33,11 +33,14 @@ class Lines:
 
     def __post_init__(self) -> None:
         path = self.folder / ITEMS
-        text = path.read_bytes() if path.exists() else b""
-        whole = text.rfind(b"\n") + 1
-        if whole < len(text):  # a kill cut the last line off
-            with path.open("r+b") as file:
-                file.truncate(whole)
+        try:
+            text = path.read_bytes() if path.exists() else b""
+            whole = text.rfind(b"\n") + 1
+            if whole < len(text):  # a kill cut the last line off
+                with path.open("r+b") as file:
+                    file.truncate(whole)
+        except OSError as error:
+            raise FileError(f"{path}: cannot be read ({error.strerror}); evaluate into another folder") from error
         lines = _parsed(path, text[:whole])
         self.found = {(line["key"], line["set"], line["name"]): line for line in lines if "begun" not in line}
 
@@ -110,14 +113,21 @@ def _parsed(path: Path, text: bytes) -> list[dict[str, Any]]:
     for number, line in enumerate(text.splitlines(), start=1):
         try:
             values = {"variant": "", "key": "", "stamp": "", **json.loads(line)}
+            if not all(isinstance(values[name], str) for name in ("variant", "key", "stamp")):
+                raise ValueError("no variant of a text")
             if "error" in values:
                 if not all(isinstance(values[name], str) for name in ("set", "name", "error")):
                     raise ValueError("no error of a picture")
             elif "begun" in values:
                 values["pictures"] = {(set_, name) for set_, name in values.get("pictures", ())}
+                if not all(isinstance(text, str) for place in values["pictures"] for text in place):
+                    raise ValueError("no pictures")
             else:
                 Row.from_dict(values)
-        except (KeyError, TypeError, ValueError) as error:
-            raise FileError(f"{path}: line {number} is damaged ({error}); evaluate these pictures again") from error
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise FileError(
+                f"{path}: line {number} is damaged ({' '.join(str(error).split())}); delete that line or the file and "
+                "evaluate these pictures again, or give another folder"
+            ) from error
         lines.append(values)
     return lines

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote
 
 from refine.evaluation.items import Item, as_binary, hashed, read
 from refine.evaluation.pictures import strip
@@ -20,6 +21,7 @@ from refine.evaluation.tables import Table, picture_table, quality_table, set_ta
 from refine.evaluation.variants import Variant
 from refine.io import write_atomic, write_image
 from refine.prepare import as_mask
+from refine.texts import in_markdown
 from refine.versions import versions
 
 _PROTOCOL: Final = (
@@ -39,6 +41,8 @@ _COLOURS: Final = (
     "Left the whole picture, then the crop where the masks differ most, with the contours before (red) and after "
     "(green), then the same crop with the truth's (blue). Chosen by the change of the picture's own IoU."
 )
+_POLICY: Final = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+"""The page needs nothing else; no name of a file can make it load or run anything."""
 _STYLE: Final = """\
 :root { color-scheme: light }
 body { font: 15px/1.5 sans-serif; color: #222; background: #fff; max-width: 1500px; margin: 2em auto; padding: 0 1em }
@@ -181,18 +185,20 @@ def _origin(variants: Sequence[Variant], commits: Sequence[str]) -> list[Part]:
 def _markdown(sections: Sequence[Section]) -> Iterator[str]:
     yield "# Evaluation\n"
     for section in sections:
-        yield f"## {section.title}\n"
+        yield f"## {in_markdown(section.title)}\n"
         for part in section.parts:
             if isinstance(part, Table):
-                yield f"{part.markdown()}\n"
+                yield f"{part.escaped().markdown()}\n"
             elif isinstance(part, Figure):
-                yield f"{part.caption}\n\n![{part.caption}]({part.path.as_posix()})\n"
+                caption = in_markdown(part.caption)
+                yield f"{caption}\n\n![{caption}]({quote(part.path.as_posix())})\n"
             elif isinstance(part, str):
                 yield f"{part}\n"
 
 
 def _html(sections: Sequence[Section], out: Path) -> Iterator[str]:
     yield '<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8">'
+    yield f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
     yield '<meta name="viewport" content="width=device-width, initial-scale=1"><title>Evaluation</title>'
     yield f"<style>\n{_STYLE}</style></head>\n<body>\n<h1>Evaluation</h1>"
     for section in sections:

@@ -18,6 +18,7 @@ from refine.evaluation.scores import Row, score
 from refine.evaluation.variants import Outcome, Variant, key
 from refine.io import write_mask
 from refine.metrics import harm
+from refine.texts import plain
 from refine.versions import commit
 
 RefineFunction = Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]
@@ -153,4 +154,4 @@ def _reason(error: Exception) -> str:
 
 
 def _tell(text: str) -> None:
-    tqdm.write(text, file=sys.stderr)  # leaves the bar whole
+    tqdm.write(plain(text), file=sys.stderr)  # leaves the bar whole

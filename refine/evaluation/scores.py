@@ -65,6 +65,12 @@ class Row:
         row = cls(values["set"], values["name"], coarse, refined, values["seconds"], harm, **later)
         if not all(isinstance(text, str) for text in (row.set, row.name, row.commit)):
             raise ValueError("no picture, or no commit")
+        figures = [*asdict(coarse).values(), *asdict(refined).values(), row.seconds, row.peak_memory]
+        figures += [] if harm is None else asdict(harm).values()
+        if any(n is not None and (isinstance(n, bool) or not isinstance(n, int | float)) for n in figures):
+            raise ValueError("no numbers")
+        if any(n is not None and not abs(n) < 2**63 for n in figures):
+            raise ValueError("impossible figures")
         if any(cost is not None and not cost > 0 for cost in (row.seconds, row.peak_memory)):
             raise ValueError("no time, or no memory")
         possible = [0 <= s.intersection <= s.union and 0 <= s.mba <= 1 for s in (coarse, refined)]

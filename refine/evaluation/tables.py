@@ -7,6 +7,7 @@ from typing import Final
 
 from refine.evaluation.published import COARSE, ORIGIN, PUBLISHED, printed, recognised
 from refine.evaluation.scores import Row, Summary, summarise
+from refine.texts import in_markdown, plain
 
 
 @dataclass(frozen=True)
@@ -20,11 +21,16 @@ class Table:
 
     def markdown(self) -> str:
         """With its columns aligned, for a terminal too; the title above, the note below."""
-        cells = [[cell.replace("|", "\\|") for cell in line] for line in (self.header, *self.lines)]
+        cells = [[plain(cell).replace("|", "\\|") for cell in line] for line in (self.header, *self.lines)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         cells.insert(1, ["-" * width for width in widths])
         text = "\n".join(f"| {' | '.join(map(str.ljust, line, widths))} |" for line in cells)
         return "\n\n".join(filter(None, (self.title, text, self.note)))
+
+    def escaped(self) -> "Table":
+        """With cells that mean nothing in Markdown but themselves; names of files can be anything."""
+        header, *lines = ([in_markdown(cell) for cell in line] for line in (self.header, *self.lines))
+        return Table(header, lines, in_markdown(self.note), in_markdown(self.title))
 
     def html(self) -> str:
         """A table that scrolls sideways where it is wide."""

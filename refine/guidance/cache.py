@@ -10,7 +10,8 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Protocol, TypeVar, cast
+from zipfile import ZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,11 @@ from refine.io import PathLike, check_folder, write_atomic
 FORMAT: Final = 2
 """Of entries, and of how pictures are reduced before anything is found in them; another makes all of them anew."""
 
+MOST_BYTES: Final = 2**29
+"""Of an entry, on disk and unpacked; a thousand proposals take some MB, an embedding 4 MB."""
+
 Arrays = dict[str, NDArray[Any]]
+Kept = TypeVar("Kept")
 
 
 class Encoder(Protocol):
@@ -63,56 +68,55 @@ class Cache:
 
         Raises FileError: an entry cannot be read or written.
         """
-        arrays = self._entry("proposals", source.name, source.settings(), image, lambda: _packed(source.propose(image)))
-        return _unpacked(arrays, source.name)
+        kept = self.kept_proposals(source, image)
+        if kept is None:
+            self.check()  # before the work
+            kept = source.propose(image)
+            _write(self._path("proposals", source.name, source.settings(), image), _packed(kept))
+        return kept
 
     def embedding(self, encoder: Encoder, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """What ``encoder.embedding(image)`` gives, found once for each picture (H, W, 3) and settings.
 
         Raises FileError: an entry cannot be read or written.
         """
-        arrays = self._entry(
-            "embeddings",
-            encoder.name,
-            encoder.encoder_settings(),
-            image,
-            lambda: {"embedding": encoder.embedding(image)},
-        )
-        return arrays["embedding"]
+        kept = self.kept_embedding(encoder, image)
+        if kept is None:
+            self.check()  # before the work
+            kept = encoder.embedding(image)
+            _write(self._path("embeddings", encoder.name, encoder.encoder_settings(), image), {"embedding": kept})
+        return kept
 
     def kept_proposals(self, source: ProposalSource, image: NDArray[np.uint8]) -> Proposals | None:
         """The proposals of a picture (H, W, 3) where they are there and whole; none are looked for.
 
         Raises FileError: an entry cannot be read.
         """
-        arrays = self._kept("proposals", source.name, source.settings(), image)
-        return None if arrays is None else _unpacked(arrays, source.name)
+        return self._kept(
+            "proposals", source.name, source.settings(), image, lambda arrays: _unpacked(arrays, source.name)
+        )
 
     def kept_embedding(self, encoder: Encoder, image: NDArray[np.uint8]) -> NDArray[np.float32] | None:
         """The embedding of a picture (H, W, 3) where it is there and whole; none is made.
 
         Raises FileError: an entry cannot be read.
         """
-        arrays = self._kept("embeddings", encoder.name, encoder.encoder_settings(), image)
-        return None if arrays is None else arrays["embedding"]
+        return self._kept("embeddings", encoder.name, encoder.encoder_settings(), image, _embedding)
 
-    def _entry(
-        self, kind: str, name: str, settings: dict[str, Any], image: NDArray[np.uint8], find: Callable[[], Arrays]
-    ) -> Arrays:
-        arrays = self._kept(kind, name, settings, image)
-        if arrays is None:
-            self.check()  # before the work
-            arrays = find()
-            _write(self._path(kind, name, settings, image), arrays)
-        return arrays
-
-    def _kept(self, kind: str, name: str, settings: dict[str, Any], image: NDArray[np.uint8]) -> Arrays | None:
+    def _kept(
+        self,
+        kind: str,
+        name: str,
+        settings: dict[str, Any],
+        image: NDArray[np.uint8],
+        unpack: Callable[[Arrays], Kept],
+    ) -> Kept | None:
         """An entry of these settings, or of float32 in place of a shorter type: a GPU's serves on a CPU too."""
         for each in (settings, settings | {"dtype": "float32"}):
             if "dtype" in settings or each is settings:
-                arrays = _read(self._path(kind, name, each, image))
-                if arrays is not None:
-                    return arrays
+                kept = _read(self._path(kind, name, each, image), unpack)
+                if kept is not None:
+                    return kept
         return None
 
     def _path(self, kind: str, name: str, settings: dict[str, Any], image: NDArray[np.uint8]) -> Path:
@@ -172,6 +176,8 @@ def _packed(proposals: Proposals) -> Arrays:
 
 def _unpacked(arrays: Arrays, source: str) -> Proposals:
     height, width = map(int, arrays["size"])
+    if arrays["runs"].sum() != len(arrays["counts"]):
+        raise ValueError("runs that are not all there")
     runs = np.split(arrays["counts"], np.cumsum(arrays["runs"])[:-1]) if len(arrays["runs"]) else []
     items = tuple(
         Proposal.of_runs(counts, (height, width), predicted_iou=iou, stability=stability)
@@ -180,19 +186,36 @@ def _unpacked(arrays: Arrays, source: str) -> Proposals:
     return Proposals(items, (height, width), source)
 
 
-def _read(path: Path) -> Arrays | None:
-    """An entry's arrays; None where there is none that is whole."""
+def _embedding(arrays: Arrays) -> NDArray[np.float32]:
+    found = arrays["embedding"]
+    if found.dtype != np.float32 or found.ndim != 3 or not np.isfinite(found).all():
+        raise ValueError("no embedding")
+    return found
+
+
+def _read(path: Path, unpack: Callable[[Arrays], Kept]) -> Kept | None:
+    """What an entry holds; None where there is none, or it is damaged, another program's or too large."""
     if not path.is_file():
         return None
     try:
+        if path.stat().st_size > MOST_BYTES:
+            return None
         content = path.read_bytes()
     except OSError as error:
         raise FileError(f"{path}: cannot be read ({error.strerror}); remove it, or give another folder") from error
     digest, packed = content[:32], content[32:]
     if hashlib.sha256(packed).digest() != digest:
         return None
-    with np.load(io.BytesIO(packed), allow_pickle=False) as arrays:
-        return dict(arrays)
+    try:
+        with ZipFile(io.BytesIO(packed)) as archive:
+            if sum(member.file_size for member in archive.infolist()) > MOST_BYTES:  # which zipfile reads no further
+                return None
+        with np.load(io.BytesIO(packed), allow_pickle=False) as arrays:
+            return unpack(dict(arrays))
+    except MemoryError:
+        raise
+    except Exception:  # the bytes are those that were written, but not by us: anything can come of them
+        return None
 
 
 def _write(path: Path, arrays: Arrays) -> None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from refine.errors import OptionError
 from refine.io import Source
+from refine.isolation import numpy_errors, survive_forks
 from refine.methods.bilinear import BilinearOptions, bilinear
 from refine.methods.cascade_psp import CascadePSPOptions, cascade_psp, load
 from refine.methods.coarse import CoarseOptions, coarse
@@ -94,7 +95,8 @@ class MethodRefiner:
         A mask of one class stays as it is, with a warning.
         """
         chosen = self.options.but(self.model, **options)
-        with self._loaded.peak_memory() as peak:
+        survive_forks()
+        with self._loaded.peak_memory() as peak, numpy_errors():
             started = time.perf_counter()
             pair = prepare(image, coarse_mask, allow_large=chosen.allow_large)
             prepared = time.perf_counter()

@@ -43,12 +43,13 @@ def load(weights: str | Path | None, device: str, dtype: str) -> Loaded:
         raise OptionError(f"dtype={dtype!r} is not possible with cascade-psp; give {', '.join(DTYPES)}")
     import torch
 
-    from refine.devices import peak_memory, resolve_device
+    from refine.devices import peak_memory, resolve_device, undisturbed
     from refine.loading import load_cascade_psp
 
     place, kind = resolve_device(device), torch.bfloat16 if dtype == "bfloat16" else torch.float32
-    network, sha256 = load_cascade_psp(weights)
-    network = network.to(place, kind).to(memory_format=torch.channels_last)
+    with undisturbed(place, inference=False):
+        network, sha256 = load_cascade_psp(weights)
+        network = network.to(place, kind).to(memory_format=torch.channels_last)
 
     def module(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return tuple(p.float().cpu() for p in network(*(x.to(place, kind) for x in inputs)))
@@ -67,9 +68,10 @@ def cascade_psp(
     """
     import torch
 
+    from refine.devices import undisturbed
     from refine.methods.global_local import enlarged, global_step, local_step
 
-    with torch.inference_mode():
+    with undisturbed():
         picture, coarse = torch.tensor(image).permute(2, 0, 1), torch.from_numpy(mask > 0.5)
         fine, fine4 = global_step(network, picture, coarse, options.crop)
         if options.fast:

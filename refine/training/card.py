@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from refine.checkpoint import Loaded, file_sha256, manifest
+from refine.texts import in_markdown
 from refine.training.coarse import GIVEN
 
 _TERMS = ("TERMS", "TERMS.txt", "TERMS.md")  # of a data folder
@@ -153,7 +154,7 @@ def source(folder: Path, pairs: int) -> Source:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    lines = [head, ["---"] * len(head), *([in_markdown(cell).replace("|", "\\|") for cell in row] for row in rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 

@@ -6,10 +6,12 @@ from typing import Any
 
 import torch
 
-from refine.errors import FileError, OptionError, is_out_of_memory
+from refine.errors import FileError, OptionError, is_out_of_memory, shown
 from refine.training.loop import train
 from refine.training.recipe import read_recipe
 from refine.training.validation import Interval, Validation
+
+_MOST = 1024  # threads
 
 
 def train_command(
@@ -43,8 +45,8 @@ def train_command(
             raise OptionError(f"{name} means nothing without --validate; give a held-out set")
     validation = Validation(tuple(validate), every, validate_limit) if validate else None
     if threads is not None:
-        if threads < 1:
-            raise OptionError(f"threads={threads} is not possible; give a number from 1")
+        if not 1 <= threads <= _MOST:
+            raise OptionError(f"threads={shown(threads)} is not possible; give a number from 1 to {_MOST}")
         torch.set_num_threads(threads)
     try:
         return train(

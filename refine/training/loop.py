@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,13 +23,14 @@ from typing import Any, Final, Self
 
 import cv2
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from refine.checkpoint import load
 from refine.config import EMBEDDED
-from refine.devices import resolve_device
-from refine.errors import OptionError, RefineError
+from refine.devices import resolve_device, undisturbed
+from refine.errors import FileError, OptionError, RefineError, WeightsError
 from refine.guidance.cache import Cached
 from refine.guidance.sources import kept_source
 from refine.io import check_folder, write_atomic
@@ -38,7 +39,7 @@ from refine.training.coarse import GIVEN
 from refine.training.data import Crops
 from refine.training.folders import survey
 from refine.training.guides import Guides, Wholes
-from refine.training.progress import EVERY, Log
+from refine.training.progress import EVERY, Log, is_record
 from refine.training.recipe import Recipe, lasting
 from refine.training.state import Run, arithmetic
 from refine.training.validation import Validation, record
@@ -48,8 +49,10 @@ CHECKPOINT: Final = "checkpoint.pt"
 WEIGHTS: Final = "weights.safetensors"
 BEST: Final = "best.safetensors"
 CARD: Final = "card.md"
+LOCK: Final = ".lock"
 
 
+@undisturbed(inference=False)
 def train(
     recipe: Recipe,
     out: Path,
@@ -106,46 +109,63 @@ def train(
         validation.check_apart([pair.image for group in groups for pair in group])
     held = tuple(surveys[name].summary(Path(name)) for name in recipe.data)
     run = Run.begin(recipe, on, products, pictures=held)
-    run.resume(out / CHECKPOINT)
     out.mkdir(parents=True, exist_ok=True)
-    log = Log(out, step=run.step, steps=recipe.steps, batch=recipe.batch, quiet=quiet, tensorboard=tensorboard)
-    with log:
-        log.note(f"{recipe.model}, {sum(map(len, groups))} pairs, {run.began()}; {on}, {run.dtype_name}; {out}")
-        for name, found in surveys.items():
-            if unused := found.unused():
-                log.note(f"{name}: {unused}")
-        beside = len({pair.image for group in groups for pair in group if pair.coarse})
-        if beside and not recipe.coarse.get(GIVEN):
-            remedy = "" if recipe.augment == "published" else f"; --set coarse.{GIVEN}=0.3"
-            log.note(f"{beside} pictures have coarse masks beside them, which this recipe does not take{remedy}")
-        sources = [source(Path(folder), len(group)) for folder, group in zip(recipe.data, groups, strict=True)]
-        folder = _Folder(out, run, log, validation, sources, terms)
-        if run.step >= recipe.steps:
-            folder.store()  # perhaps in another type than before
-        loader = DataLoader(
-            crops,
-            batch_size=recipe.batch,
-            sampler=_Numbers(run.step * recipe.batch, recipe.steps * recipe.batch),
-            num_workers=workers,
-            prefetch_factor=4 if workers else None,
-            worker_init_fn=_alone,
-            pin_memory=on.type == "cuda",
-        )
-        with folder.interrupt:
-            try:
-                _steps(run, loader, folder, save_seconds, stop_at)
-            except RefineError as error:
-                raise _as_in_the_worker(error) from error
-            except RuntimeError as error:
-                if not str(error).startswith("DataLoader worker (pid"):
-                    raise
-                raise OptionError(
-                    f"a process that prepares crops was ended ({str(error).strip().rstrip('.')}), mostly for want of "
-                    "memory; give fewer --workers; the same command goes on"
-                ) from error
-            if run.step >= recipe.steps and validation is not None and not folder.is_validated():
-                folder.validate()
+    with _only_run(out):
+        run.resume(out / CHECKPOINT)
+        log = Log(out, step=run.step, steps=recipe.steps, batch=recipe.batch, quiet=quiet, tensorboard=tensorboard)
+        with log:
+            log.note(f"{recipe.model}, {sum(map(len, groups))} pairs, {run.began()}; {on}, {run.dtype_name}; {out}")
+            for name, found in surveys.items():
+                if unused := found.unused():
+                    log.note(f"{name}: {unused}")
+            beside = len({pair.image for group in groups for pair in group if pair.coarse})
+            if beside and not recipe.coarse.get(GIVEN):
+                remedy = "" if recipe.augment == "published" else f"; --set coarse.{GIVEN}=0.3"
+                log.note(f"{beside} pictures have coarse masks beside them, which this recipe does not take{remedy}")
+            sources = [source(Path(folder), len(group)) for folder, group in zip(recipe.data, groups, strict=True)]
+            folder = _Folder(out, run, log, validation, sources, terms)
+            if run.step >= recipe.steps:
+                folder.store()  # perhaps in another type than before
+            loader = DataLoader(
+                crops,
+                batch_size=recipe.batch,
+                sampler=_Numbers(run.step * recipe.batch, recipe.steps * recipe.batch),
+                num_workers=workers,
+                prefetch_factor=4 if workers else None,
+                worker_init_fn=_alone,
+                pin_memory=on.type == "cuda",
+            )
+            with folder.interrupt:
+                try:
+                    _steps(run, loader, folder, save_seconds, stop_at)
+                except RefineError as error:
+                    raise _as_in_the_worker(error) from error
+                except RuntimeError as error:
+                    if not str(error).startswith("DataLoader worker (pid"):
+                        raise
+                    raise OptionError(
+                        f"a process that prepares crops was ended ({str(error).strip().rstrip('.')}), mostly for want "
+                        "of memory; give fewer --workers; the same command goes on"
+                    ) from error
+                if run.step >= recipe.steps and validation is not None and not folder.is_validated():
+                    folder.validate()
     return out / WEIGHTS
+
+
+@contextmanager
+def _only_run(out: Path) -> Iterator[None]:
+    """Raises `FileError` where another process trains in a folder; what it holds would be of neither."""
+    lock = FileLock(out / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise FileError(f"{out}: another process trains there; wait for it, or train into another folder") from error
+    except OSError as error:
+        raise FileError(f"{out / LOCK}: cannot be locked ({error.strerror}); train into another folder") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _source(recipe: Recipe, device: str) -> Cached | None:
@@ -163,7 +183,7 @@ def _steps(
     saved = validated = time.monotonic()
     seen: list[dict[str, Tensor]] = []
     run.network.train()
-    for batch in _begun(loader):
+    for batch in loader:
         seen.append(run.advance(batch))
         log.step(run.step)
         last = run.step in (stop_at, steps) or folder.interrupt.wanted
@@ -185,19 +205,6 @@ def _steps(
         if last:
             break
     folder.interrupt.check()
-
-
-def _begun(loader: DataLoader[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-    """The loader's batches, its workers forked while OpenCV has one thread.
-
-    More do not survive a fork: a worker that sets their number, or uses them, waits for them without end.
-    """
-    threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    try:
-        return iter(loader)
-    finally:
-        cv2.setNumThreads(threads)
 
 
 class _Numbers(Sampler[int]):
@@ -313,10 +320,18 @@ class _Folder:
         """The validation of the best weights, which is in their file; none of weights by another recipe."""
         if not (self.out / BEST).exists():
             return None
-        stored = load(self.out / BEST).metadata
-        if lasting(json.loads(stored["recipe"])) != self.run.recipe.lasting():
-            return None
-        values: dict[str, Any] = json.loads(stored["validation"])
+        path = self.out / BEST
+        try:
+            stored = load(path).metadata
+            if lasting(json.loads(stored["recipe"])) != self.run.recipe.lasting():
+                return None
+            values: dict[str, Any] = json.loads(stored["validation"])
+        except (WeightsError, KeyError, TypeError, ValueError, RecursionError) as error:
+            raise WeightsError(
+                f"{path} is damaged ({error}); delete it, and the best weights are chosen anew"
+            ) from error
+        if not is_record(values):
+            raise WeightsError(f"{path} is damaged (no validation); delete it, and the best weights are chosen anew")
         return values
 
     def write_card(self) -> None:
@@ -347,7 +362,7 @@ def _as_in_the_worker(error: RefineError) -> RefineError:
 
 def _alone(worker: int) -> None:
     """A worker uses one thread, and leaves interrupts to the process that started it."""
-    if cv2.getNumThreads() != 1:  # it was not forked, see `_begun`
+    if cv2.getNumThreads() != 1:  # it was not forked, see `survive_forks`
         cv2.setNumThreads(1)
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

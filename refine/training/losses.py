@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from refine.errors import OptionError, one_of
+from refine.errors import OptionError, one_of, shown
 
 # arXiv 2111.14482, section 3.4.
 CRM = "bce + 0.5*l1 + 0.5*l2 + 2*gradient"
@@ -164,6 +164,7 @@ LOSSES: dict[str, Term] = {
 # Their weight rises linearly from 0 at the start of a run to the given one at its end: the strategy "increase" of arXiv
 # 1812.07032, where the other losses keep theirs. All others are constant.
 RISING = frozenset({"boundary-linear"})
+_LONGEST = 1000  # characters of an expression; all losses with long weights take 300
 _FROM_SMP = frozenset({"dice", "jaccard", "tversky", "focal-tversky", "lovasz"})
 
 
@@ -234,6 +235,8 @@ def parse_loss(text: str) -> Loss:
 
     Raises `OptionError` for an expression that is no such sum, and as `Loss` does.
     """
+    if len(text) > _LONGEST:
+        raise OptionError(f"loss={shown(text)} has {len(text)} characters; give a sum like 'bce + 0.5*l1'")
     weights = []
     for part in re.split(r"(?<![0-9.][eE])\+", text):  # not the plus sign of 1e+3
         term = re.fullmatch(r"\s*(?:([^*]+)\*)?\s*([a-z][a-z0-9-]*)\s*", part)
@@ -243,7 +246,7 @@ def parse_loss(text: str) -> Loss:
             weights.append((term[2], float(term[1] or 1)))
         except ValueError:
             raise OptionError(
-                f"loss={text!r} is not understood at {part.strip()!r}; give a sum like 'bce + 0.5*l1' of "
+                f"loss={shown(text)} is not understood at {shown(part.strip())}; give a sum like 'bce + 0.5*l1' of "
                 f"{', '.join(LOSSES)}"
             ) from None
     return Loss(tuple(weights))

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from refine.errors import FileError, OptionError
 from refine.io import write_atomic
+from refine.texts import plain
 
 EVERY: Final = 20  # steps between two lines
 STEPS: Final = "log.jsonl"  # of a run's folder: a line every few steps
@@ -48,7 +49,7 @@ class Log:
     def note(self, text: str) -> None:
         """A line for who watches."""
         if not self.quiet:
-            tqdm.write(text, file=sys.stderr)
+            tqdm.write(plain(text), file=sys.stderr)
             sys.stderr.flush()
 
     def step(self, step: int) -> None:
@@ -88,7 +89,7 @@ class Log:
 
     def last_validation(self) -> dict[str, Any] | None:
         """The newest record that was written, also by an earlier part of the run."""
-        lines = _lines(self.out / VALIDATIONS)
+        lines = [line for line in _lines(self.out / VALIDATIONS) if is_record(line)]
         return lines[-1] if lines else None
 
     def _line(self, name: str, values: Mapping[str, Any]) -> None:
@@ -106,6 +107,26 @@ class Log:
                 self.writer.add_scalar(name, value, step)
 
 
+def is_record(values: Any) -> bool:
+    """Whether these can be figures of `refine.training.validation.record`, read from a file."""
+    figures = [f"{figure}_{when}" for figure in ("iou", "mba") for when in ("coarse", "refined")]
+
+    def is_number(value: object) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63
+
+    return (
+        isinstance(values, dict)
+        and all(is_number(values.get(name)) for name in ("step", "gain"))
+        and isinstance(values.get("sets"), list)
+        and all(
+            isinstance(each, dict)
+            and isinstance(each.get("set"), str)
+            and all(is_number(each.get(name)) for name in ("pictures", *figures))
+            for each in values["sets"]
+        )
+    )
+
+
 def _event_writer(folder: Path, step: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -120,10 +141,16 @@ def _event_writer(folder: Path, step: int) -> Any:
 def _lines(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a log; a kill may have cut off the last."""
     lines = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    except OSError as error:
+        raise FileError(
+            f"{path}: cannot be read ({error.strerror}); delete it, or train into another folder"
+        ) from error
+    for line in text.splitlines():
         try:
             values = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(values, dict) and isinstance(values.get("step"), int):
             lines.append(values)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Self, cast
 
 import torch
@@ -163,6 +162,7 @@ class Run:
         """Go on from a checkpoint, if there is one. Raises `WeightsError` for another recipe's or a damaged one."""
         if not path.exists():
             return
+        told = f"{path} is damaged (%s); delete it to begin anew, or train into another folder"
         try:
             state = torch.load(path, weights_only=True, map_location="cpu")
             theirs, ours = lasting(json.loads(state["recipe"])), self.recipe.lasting()
@@ -182,8 +182,31 @@ class Run:
             if self.scaler.is_enabled() and state.get("scaler"):
                 self.scaler.load_state_dict(state["scaler"])
             self.step = int(state["step"])
-        except (KeyError, RuntimeError, TypeError, ValueError, EOFError, UnpicklingError) as error:
-            raise WeightsError(f"{path} is damaged ({error}); delete it to begin anew") from error
+            self._check_resumed()
+        except (WeightsError, MemoryError):
+            raise
+        except Exception as error:  # the unpickler takes any bytes for instructions, and what it gives can be anything
+            raise WeightsError(told % _short(error)) from error
+
+    def _check_resumed(self) -> None:
+        """Raises ValueError for what no run can have stored."""
+        if not 0 <= self.step < 2**63:
+            raise ValueError("an impossible step")
+        for module in (self.network, self.average):
+            for name, value in module.state_dict().items():
+                if value.is_floating_point() and not value.isfinite().all():
+                    raise ValueError(f"{name} is no number")
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                for name, value in self.optimizer.state.get(parameter, {}).items():
+                    if name != "step" and value.shape != parameter.shape:
+                        raise ValueError(f"{name} of another shape")
+
+
+def _short(error: Exception) -> str:
+    """An error's text on a line; torch's can have a hundred."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def arithmetic(name: str, device: torch.device) -> torch.dtype:

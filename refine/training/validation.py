@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from refine.checkpoint import file_sha256
 from refine.engine import Refiner
-from refine.errors import OptionError
+from refine.errors import OptionError, shown
 from refine.evaluation import Row, Summary, evaluate, find_items, find_sets, find_work, summarise
 from refine.training.folders import shared_pictures
 
@@ -28,9 +28,9 @@ class Interval:
     def parse(cls, text: str) -> Self:
         """Of "500", steps, or "30min". Raises `OptionError` for anything else."""
         found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*min\s*|\s*(\d+)\s*", text)
-        if found is None or not float(found[1] or found[2]):
+        if found is None or not 0 < float(found[1] or found[2]) <= 1e9:
             raise OptionError(
-                f"validation every {text!r} is not possible; give steps, as in 500, or minutes, as in 30min"
+                f"validation every {shown(text)} is not possible; give steps, as in 500, or minutes, as in 30min"
             )
         return cls(seconds=60 * float(found[1])) if found[1] else cls(steps=int(found[2]))
 
