@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, BinaryIO, Final
 
 from refine.checkpoint import file_sha256
 from refine.errors import OptionError, WeightsError, one_of, shown
@@ -138,30 +138,38 @@ def fetch(name: str, *, quiet: bool = False) -> Path:
     import pooch
     from tqdm import tqdm
 
-    class Bar(tqdm):  # type: ignore[type-arg]
-        """Ends a download that is larger than what is published; a server can send without end."""
+    class Limited:
+        """A file that takes no more than what is published; a server can send without end."""
 
-        received = 0
+        def __init__(self, file: BinaryIO) -> None:
+            self.file, self.left = file, published.bytes
 
-        def update(self, n: float | None = 1) -> bool | None:
-            self.received += int(n or 0)
-            if self.received > published.bytes:
+        def write(self, data: bytes) -> int:
+            self.left -= len(data)
+            if self.left < 0:
                 raise WeightsError(
-                    f"{name}: {published.url} sends more than the {published.bytes} bytes that are published; nothing "
-                    f"of it is kept; try again, or {remedy}"
+                    f"{name}: {published.url} sends more than the {published.bytes} bytes that are published, so it is "
+                    f"not the published file; nothing of it is kept; try again, or {remedy}"
                 )
-            return super().update(n)
+            return self.file.write(data)
+
+        def flush(self) -> None:
+            self.file.flush()
+
+    def download(url: str, path: str, keeper: Any) -> None:
+        with open(path, "wb") as file:
+            pooch.HTTPDownloader(progressbar=bar, chunk_size=_CHUNK)(url, Limited(file), keeper)
 
     pooch.get_logger().setLevel("WARNING")  # it tells of every download on stderr; the bar does
     # A bar is asked for its truth, which one without a total does not have.
-    with Bar(total=published.bytes, disable=quiet, unit="B", unit_scale=True, desc=name, dynamic_ncols=True) as bar:
+    with tqdm(total=published.bytes, disable=quiet, unit="B", unit_scale=True, desc=name, dynamic_ncols=True) as bar:
         try:
             pooch.retrieve(
                 published.url,
                 f"sha256:{published.sha256}",
                 fname=published.path.name,
                 path=published.path.parent,
-                downloader=pooch.HTTPDownloader(progressbar=bar, chunk_size=_CHUNK),
+                downloader=download,
             )
         except OSError as error:  # of the network too: those of requests are its subclasses, some of ValueError as well
             raise WeightsError(f"{name}: the download failed ({error}); try again, or {remedy}") from error

@@ -307,3 +307,54 @@ def test_a_name_listed_twice_is_refused(shipped):
     path.write_text(json.dumps(json.loads(path.read_text()) * 2))
     with pytest.raises(WeightsError, match="listed twice"):
         checkpoint.manifest()
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's, of its formats
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v.to_sparse(), "is sparse"),
+        (lambda v: torch.quantize_per_tensor(v, 0.1, 0, torch.qint8), "is quantized"),
+        (lambda v: v.to("meta"), "is meta"),
+        (lambda v: v.long(), "is int64"),
+        (lambda v: v > 0, "is bool"),
+        (lambda v: v.to(torch.complex64), "is complex64"),
+        (lambda v: v * float("nan"), "NaN or infinite"),
+        (lambda v: v + float("inf"), "NaN or infinite"),
+        (lambda v: v.double() + 1e300, "NaN or infinite"),
+        (lambda v: torch.zeros(1).expand(2**40), "is a few values repeated"),
+    ],
+)
+def test_a_tensor_that_no_network_can_have_is_refused(tmp_path, change, message):
+    path = tmp_path / "odd.pth"
+    torch.save({"weight": change(torch.ones(2, 3))}, path)
+    with pytest.raises(WeightsError, match=rf"odd\.pth: weight .*{message}"):
+        checkpoint.load(path)
+
+
+def test_a_variance_below_zero_is_refused(tmp_path, state):
+    checkpoint.save(tmp_path / "w.safetensors", state | {"bn.running_var": -torch.ones(3)}, spec=SPEC)
+    with pytest.raises(WeightsError, match=r"bn\.running_var, a variance, is below 0"):
+        checkpoint.load(tmp_path / "w.safetensors")
+
+
+def test_equal_weights_are_equal_files(tmp_path, state):
+    metadata = {f"name {i}": "text" for i in range(8)}
+    for name in ("a", "b"):
+        checkpoint.save(tmp_path / name, state, spec=SPEC, metadata=metadata)
+        metadata = dict(reversed(metadata.items()))
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert same(checkpoint.load(tmp_path / "a").state, state)
+
+
+@pytest.mark.parametrize("arguments", [{"in_channels": 7}, {"in_channels": 4, "latent_channels": 4096}])
+def test_a_network_of_another_size_is_told_before_it_takes_memory(tmp_path, state, arguments):
+    path = tmp_path / "odd.safetensors"
+    checkpoint.save(path, state, spec=PRESETS["crm-s"].as_dict() | {"arguments": arguments})
+    with pytest.raises(WeightsError, match=r"odd\.safetensors"):
+        load_network("crm-s", path)
+
+
+def test_a_name_that_is_too_long_for_a_file_is_told():
+    with pytest.raises(WeightsError, match="cannot be read"):
+        checkpoint.load("x" * 5000)

@@ -127,3 +127,46 @@ def test_numbers_are_whole_where_they_are_written_so(text, value):
 
 def test_the_last_scale_is_never_left_out():
     assert Cascade(smallest=1000).at(3, 4) == (1.0,)
+
+
+@pytest.mark.parametrize("value", [2**31, 2**63, 10**400])
+@pytest.mark.parametrize("name", ["tile", "patch", "stride", "band", "padding", "passes", "groups", "lean", "coverage"])
+def test_an_option_beyond_a_machines_numbers_is_refused(name, value):
+    with pytest.raises(OptionError, match=f"{name}=.* is not possible; give") as told:
+        Options().but(**{name: value})
+    assert len(str(told.value)) < 250
+
+
+@pytest.mark.parametrize(
+    "value", [2**63, "9" * 400, "1" + "0" * 308 + "GB", "9" * 5000, pytest.param(10**5000, id="digits"), "0.1"]
+)
+def test_memory_beyond_a_machines_numbers_is_refused(value):
+    with pytest.raises(OptionError, match=r"max_memory=.* is not possible"):
+        Options().but(max_memory=value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("pad", value) for value in ("x", 1.5, 10**7, -5, True, None)),
+        *(("lean", value) for value in ("x", 7, float("nan"))),
+        *(("lean_fades", value) for value in ([1], [800, 600], 5)),
+        *(("mean", value) for value in (["a", "b", "c"], [0], [0, 0, 2])),
+        *(("std", value) for value in ([0, 0, 0], [1, 1, -1], "abc")),
+        *(("scales", value) for value in ([1e5], [float("inf")], [1e-9], [0.5] * 17, {})),
+        *((name, "x") for name in ("sure", "empty", "smallest", "least", "enlarged", "passes", "guard")),
+        *((name, "bogus") for name in ("resize", "decode", "coarse_decode")),
+        ("resize", ["corners"]),
+    ],
+)
+def test_an_impossible_cascade_of_a_file_is_refused(name, value):
+    values = json.loads(json.dumps(PRESETS["crm-s"].as_dict()))
+    values["cascade"][name] = value
+    with pytest.raises(WeightsError, match="specification cannot be read"):
+        Spec.from_dict(values)
+
+
+@pytest.mark.parametrize("change", [{"arguments": {"in_channels": 10**6}}, {"model": 3}, {"guidance": None}])
+def test_an_impossible_network_of_a_file_is_refused(change):
+    with pytest.raises(WeightsError, match="specification cannot be read"):
+        Spec.from_dict(PRESETS["crm-s"].as_dict() | change)

@@ -100,6 +100,7 @@ def test_a_damaged_file_is_told_and_replaced(published, damaged):
         ({"content": CONTENT[:1000], "sent": 1000}, "not the published file"),
         ({"sent": len(CONTENT) // 2}, "the download failed"),
         ({"status": 404}, "the download failed .*404"),
+        ({"content": 3 * CONTENT, "sent": 3 * len(CONTENT)}, "sends more than the [0-9]+ bytes that are published"),
     ],
 )
 def test_a_failed_download_leaves_nothing(published, server, fault, reason):
@@ -191,3 +192,9 @@ def test_weights_get_of_a_failed_download_is_one_line(published, server, run):
     assert (outcome.code, outcome.out) == (2, "")
     assert outcome.err.startswith("error: small: the download failed")
     assert outcome.err.count("\n") == 1
+
+
+def test_a_home_of_nobody_is_told(monkeypatch):
+    monkeypatch.setenv("REFINE_CACHE", "~nosuchuser/x")
+    with pytest.raises(OptionError, match="REFINE_CACHE='~nosuchuser/x': no such user's home; give a folder"):
+        download.cache_dir()

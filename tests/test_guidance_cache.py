@@ -1,3 +1,5 @@
+import hashlib
+import io
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -157,3 +159,38 @@ def test_a_folder_that_can_only_be_read_serves_with_what_it_has(tmp_path, monkey
     with pytest.raises(FileError, match="REFINE_CACHE"):
         Cache(tmp_path).proposals(source, PICTURE[::-1])
     assert source.asked == 0
+
+
+def sealed(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest() + content
+
+
+def packed(**values: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.savez_compressed(file, allow_pickle=False, **values)
+    return sealed(file.getvalue())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda whole: packed(**{k: v for k, v in whole.items() if k != "runs"}),
+        lambda whole: packed(**whole | {"scores": whole["scores"][:0]}),
+        lambda whole: packed(**whole | {"size": whole["size"][:1]}),
+        lambda whole: packed(**whole | {"size": whole["size"] * 2}),
+        lambda whole: packed(**whole | {"runs": whole["runs"] * 2}),
+        lambda whole: packed(**whole | {"counts": whole["counts"].astype(float)}),
+        lambda whole: sealed(b"a text"),
+        lambda whole: sealed(b""),
+        lambda whole: packed(**whole | {"more": np.zeros(2**26 + 1)}),  # more than 512 MiB, of 0.5 MB on disk
+    ],
+)
+def test_an_entry_of_another_program_is_found_again(tmp_path, change):
+    cache, source = Cache(tmp_path), Source()
+    cache.proposals(source, PICTURE)
+    (path,) = (tmp_path / "proposals").iterdir()
+    with np.load(io.BytesIO(path.read_bytes()[32:])) as arrays:
+        path.write_bytes(change(dict(arrays)))
+    assert cache.kept_proposals(source, PICTURE) is None
+    assert equal(cache.proposals(source, PICTURE), source.propose(PICTURE))
+    assert cache.kept_proposals(source, PICTURE) is not None

@@ -83,22 +83,25 @@ class Card:
         parts = [f"# {self.recipe['model']}, trained for {self.step:,} of {self.recipe['steps']:,} steps\n"]
         parts.append(_table(("file", "bytes", "sha256"), [(f.name, f"{f.bytes:,}", f.sha256) for f in self.files]))
         parts.append("## Data\n")
-        parts.append(_table(("folder", "pairs"), [(s.folder, f"{s.pairs:,}") for s in self.sources]))
+        parts.append(_table(("folder", "pairs"), [(in_markdown(s.folder), f"{s.pairs:,}") for s in self.sources]))
         if self.recipe["scenes"]:
             mix = self.recipe["coarse"]
             made = 1 - mix.get(GIVEN, 0) / sum(mix.values())  # crops with a given coarse mask are no scenes
             parts.append(f"{self.recipe['scenes'] * made:.0%} of the crops are generated scenes.\n")
         if self.origin is not None:
             parts.append("It began with\n")
-            row = (self.origin.name, self.origin.sha256, ", ".join(self.origin.data) or "not stated")
+            data = in_markdown(", ".join(self.origin.data))
+            row = (in_markdown(self.origin.name), self.origin.sha256, data or "not stated")
             parts.append(_table(("file", "sha256", "trained on"), [row]))
         parts.append("## Terms\n")
         stated = stated_terms(self.terms, self.sources, self.origin)
-        parts += [f"{name}:\n\n{_quoted(text)}\n" for name, text in stated.items()] or ["None were stated.\n"]
+        parts += [f"{in_markdown(name)}:\n\n{_quoted(text)}\n" for name, text in stated.items()] or [
+            "None were stated.\n"
+        ]
         parts.append("## Figures\n")
         parts += self._figures()
         parts.append("## Recipe\n")
-        parts.append(_table(("field", "value"), [(k, f"`{json.dumps(v)}`") for k, v in self.recipe.items()]))
+        parts.append(_table(("field", "value"), [(k, f"`{_code(v)}`") for k, v in self.recipe.items()]))
         parts.append("## Made by\n")
         made = {"date": self.date, "device": self.device, "arithmetic": self.dtype, "commit": self.commit or "unknown"}
         parts.append(_table(("what", "value"), list((made | dict(self.versions)).items())))
@@ -115,7 +118,7 @@ class Card:
                 continue
             rows = [
                 (
-                    s["set"],
+                    in_markdown(s["set"]),
                     str(s["pictures"]),
                     f"{s['iou_coarse']:.2f}/{s['mba_coarse']:.2f}",
                     f"{s['iou_refined']:.2f}/{s['mba_refined']:.2f}",
@@ -153,8 +156,13 @@ def source(folder: Path, pairs: int) -> Source:
     return Source(folder.name or str(folder), pairs, "\n\n".join(stated))
 
 
+def _code(value: Any) -> str:
+    """JSON that no backtick ends."""
+    return json.dumps(value).replace("`", "\\u0060")
+
+
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *([in_markdown(cell).replace("|", "\\|") for cell in row] for row in rows)]
+    lines = [head, ["---"] * len(head), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
