@@ -1207,3 +1207,60 @@ def test_a_tiff_that_does_not_fit_is_refined_by_windows(run, monkeypatch):
     refused = run(*words, "-o", "fine.tif", "--overlay", "look.png")
     assert refused.code != 0
     assert "need the picture in memory" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        (("evalute", "x"), "evaluate"),
+        (("evalute", "x", "--dry-run"), "evaluate"),
+        (("evalute", "x", "y", "-o", "z"), "evaluate"),
+        (("Weigths", "list"), "weights"),
+        (("tarin", "--data", "x", "-o", "y"), "train"),
+        (("-q", "coarse-mask", "x"), "coarse-masks"),
+    ],
+)
+def test_a_misspelt_command_is_told_with_the_one_that_is_meant(run, words, command):
+    assert_refused(run(*words), 2, f"did you mean the command {command}; see refine-cli --help")
+
+
+def test_a_folder_that_is_named_like_a_command_is_a_folder(run):
+    picture("evalute/a_im.png")
+    coarse("evalute/a_seg.png")
+    assert run("evalute", "-o", "out", "--model", "coarse").code == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a POSIX shell closes the streams")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&- <&-"])
+def test_a_mask_is_written_where_a_stream_is_closed(tmp_path, monkeypatch, closed):
+    monkeypatch.chdir(tmp_path)
+    picture_and_mask()
+    command = f"{sys.executable} -m refine.cli cat.png masks/coarse.png -o out.png --model coarse {closed}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b"Traceback" not in done.stderr
+    assert opened("out.png").all()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a POSIX shell has the pipe")
+def test_all_masks_are_written_where_nobody_reads_what_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pairs("a", "b", "c")
+    here, there = os.pipe()
+    os.close(here)
+    words = [sys.executable, "-m", "refine.cli", "i", "m", "-o", "out", "--model", "coarse"]
+    done = subprocess.run(words, stdout=there, stderr=subprocess.PIPE, check=False)
+    os.close(there)
+    assert (done.returncode, sorted(os.listdir("out"))) == (0, ["a_mask.png", "b_mask.png", "c_mask.png"]), done.stderr
+
+
+def test_a_name_moves_no_cursor_of_the_terminal(run):
+    name = "a\x1b[31m\x1b]0;title\x07"
+    picture(f"i/{name}.png")
+    Path("m").mkdir()
+    Path(f"m/{name}.png").write_bytes(b"no picture")
+    pairs("b")
+    outcome = run("i", "m", "-o", "out", "--model", "coarse")
+    assert outcome.code == 1
+    assert "\x1b" not in outcome.out + outcome.err
+    assert r"a\x1b[31m\x1b]0;title\x07.png" in outcome.err

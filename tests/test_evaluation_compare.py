@@ -6,6 +6,7 @@ import pytest
 from refine.cli import main
 from refine.errors import FileError, OptionError
 from refine.evaluation import Row, Score, compare, read_rows
+from refine.evaluation.lines import Lines
 from refine.metrics import Harm
 
 
@@ -284,3 +285,23 @@ def test_what_cannot_be_compared_is_one_line_and_an_exit_code(tmp_path, monkeypa
         assert (stop.value.code, printed.out) == (code, "")
         assert printed.err.startswith("error: ")
         assert printed.err.count("\n") == 1
+
+
+DAMAGED = [{"key": [1]}, {"key": {}}, {"variant": [1]}, {"variant": {}}, {"set": 5}, {"stamp": 1}]
+
+
+@pytest.mark.parametrize("line", [*(json.dumps({**json.loads(LINE), **change}) for change in DAMAGED), "[" * 200_000])
+@pytest.mark.parametrize("read", [read_rows, Lines])
+def test_a_line_of_other_types_is_told_with_what_to_do(tmp_path, read, line):
+    path = write_base(tmp_path / "base") / "items.jsonl"
+    path.write_text(path.read_text() + line + "\n")
+    with pytest.raises(FileError, match=r"line 4 is damaged .*; delete that line or the file and evaluate"):
+        read(path.parent)
+
+
+@pytest.mark.parametrize("figure", [True, "1", 10**400, 2**63])
+def test_a_figure_that_is_no_number_of_pixels_is_told(tmp_path, figure):
+    path = write_base(tmp_path / "base") / "items.jsonl"
+    path.write_text(json.dumps({**json.loads(LINE), "union_coarse": figure, "union_refined": figure}) + "\n")
+    with pytest.raises(FileError, match="line 1 is damaged"):
+        read_rows(path.parent)

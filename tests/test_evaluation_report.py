@@ -281,3 +281,15 @@ def test_a_strip_of_equal_masks_is_the_whole_alone(shape):
     mask = np.ones(shape, bool)
     assert strip(np.zeros((*shape, 3), np.uint8), mask, mask, mask).shape[1] == 488
     assert strip(np.zeros((*shape, 3), np.uint8), ~mask, mask, mask).shape == (480, 3 * 488, 3)
+
+
+def test_names_of_pictures_are_no_html_links_or_code_in_the_report(tmp_path, run: Run, fake_refiner):
+    name = "<img src=x onerror=alert(1)> ![a](b) `c`"
+    write_set(tmp_path / "set", (name, "ok"))
+    assert run("evaluate", "set", "-o", "out", "--model", "crm-s").code == 0
+    markdown, page = ((tmp_path / "out" / f"report.{kind}").read_text() for kind in ("md", "html"))
+    for text in ("<img src=x", "![a]", " `c`"):
+        assert text not in markdown
+    assert "<img src=x" not in page
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    assert f'<meta http-equiv="Content-Security-Policy" content="{policy}">' in page

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from scipy.ndimage import zoom
 
 import refine
@@ -582,7 +583,8 @@ def test_a_log_that_a_kill_left_ahead_of_its_checkpoint_is_shortened(folder, tmp
     assert [line["step"] for line in losses_of(tmp_path / "run")] == [1, 2, 4]
 
 
-def test_a_loss_that_is_no_number_ends_the_run_and_stores_nothing(folder, tmp_path):
+def test_a_loss_that_is_no_number_ends_the_run_and_stores_nothing(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(Run, "_check_resumed", lambda run: None)  # which would not go on from what is no number
     train(recipe(folder, steps=4), tmp_path / "run", workers=0, stop_at=1)
     before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
     state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
@@ -774,3 +776,49 @@ def test_heads_learn_a_mirrored_picture_with_its_mirrored_truth(monkeypatch):
     seen = [networks._Seen((maps,) * 3, truth, (8, 8))] * 6
     assert list(networks._trained(Told(), seen, np.ones(6), 4, np.random.default_rng(0))) == [1, 4]
     assert sides == {0.0, 1.0}
+
+
+def test_two_trainings_in_one_folder_are_one_too_many(folder, tmp_path):
+    (tmp_path / "run").mkdir()
+    with FileLock(tmp_path / "run" / ".lock"), pytest.raises(FileError, match="another process trains there"):
+        train(recipe(folder, steps=1), tmp_path / "run", workers=0)
+    assert train(recipe(folder, steps=1), tmp_path / "run", workers=0).exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: [1],
+        lambda state: state | {"step": "x"},
+        lambda state: state | {"step": -1},
+        lambda state: state | {"recipe": "[" * 100_000},
+        lambda state: state | {"network": 5},
+        lambda state: state | {"average": {k: v * float("nan") for k, v in state["average"].items()}},
+        lambda state: state | {"optimizer": {"state": {}, "param_groups": 3}},
+        lambda state: state | {"origin": "[1]"},
+    ],
+)
+def test_a_checkpoint_that_no_run_stored_is_damaged(folder, tmp_path, change):
+    path = tmp_path / "run" / "checkpoint.pt"
+    train(recipe(folder, steps=1), path.parent, workers=0)
+    torch.save(change(torch.load(path, weights_only=True)), path)
+    with pytest.raises(WeightsError, match=r"checkpoint\.pt is damaged \(.*\); delete it to begin anew"):
+        train(recipe(folder), path.parent, workers=0)
+
+
+@pytest.mark.parametrize(
+    "text", [b"\xff\xfe", b"[" * 100_000, b'{"step": 1, "gain": 0}\n', b'{"step": 1, "sets": 3}\n']
+)
+def test_a_damaged_log_of_validations_is_left_out(folder, tmp_path, text):
+    run = tmp_path / "run"
+    train(recipe(folder, steps=1), run, workers=0)
+    (run / "validation.jsonl").write_bytes(text)
+    train(recipe(folder, steps=2), run, workers=0)
+    assert "Not validated" in (run / "card.md").read_text()
+
+
+def test_training_learns_whatever_a_program_has_set(folder, tmp_path):
+    expected = weights_of(train(recipe(folder, steps=2), tmp_path / "a", workers=0))
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        found = weights_of(train(recipe(folder, steps=2), tmp_path / "b", workers=0))
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
