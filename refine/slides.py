@@ -26,7 +26,7 @@ import numpy as np
 import tifffile
 from numpy.typing import DTypeLike, NDArray
 
-from refine import io
+from refine import io, tiffs
 from refine.errors import FileError, InputError, RefineError, one_of
 from refine.io import PathLike
 from refine.tiles import Window
@@ -67,6 +67,7 @@ class Slide:
     def __init__(self, path: PathLike, *, cache: int = 2**26) -> None:
         self._name = os.fsdecode(path)
         self._cache, self._cached = cache, 0  # bytes
+        self._unknown = False  # whether pixels without data have been read
         self._segments: OrderedDict[int, Array] = OrderedDict()  # decoded, the latest last
         self._lock = threading.Lock()
         with ExitStack() as stack:
@@ -74,7 +75,7 @@ class Slide:
             _check_is_tiff(self._file.read(16), self._name)
             self._file.seek(0)
             with io.decoding(self._name, _TIFF):
-                tiff = stack.enter_context(tifffile.TiffFile(self._file))
+                tiff = stack.enter_context(io.open_tiff(self._file, self._name))
                 self._page = _checked_page(tiff, self._file, self._name)
                 self._mapped = self._page.is_final
                 self._grid = _grid(self._page, self._mapped, self._name)
@@ -90,6 +91,16 @@ class Slide:
     def size(self) -> tuple[int, int]:
         """(H, W) of the picture."""
         return self._page.imagelength, self._page.imagewidth
+
+    @property
+    def georeference(self) -> tiffs.Georeference | None:
+        """Where it lies on Earth, and its resolution; None if the file says nothing of them."""
+        return tiffs.georeference(self._page)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the caller should know of the windows read so far."""
+        return (io.NODATA,) if self._unknown else ()
 
     @property
     def excess(self) -> int:
@@ -141,7 +152,7 @@ class Slide:
 
     def _colours(self, window: Window) -> Array:
         """Grey or RGB, (h, w) or (h, w, 1 | 3), over the range of their type."""
-        raster = self._raster(window)
+        raster = self._raster(window, "image")
         if raster.palette is not None:
             return np.take(raster.palette, raster.samples, axis=0)
         samples = _opaque(raster.samples)
@@ -161,7 +172,7 @@ class Slide:
 
     def _values(self, window: Window) -> Array:
         """Values (h, w) of a mask as `refine.io.read_mask` gives them."""
-        raster = self._raster(window)
+        raster = self._raster(window, "mask")
         if raster.palette is not None:
             return self._greys[raster.samples]
         return io.grey(_opaque(raster.samples), self._name)
@@ -171,7 +182,7 @@ class Slide:
         """(256,): the value of each index of a mask's palette, by io's rule for the indices that are used."""
         used, greys, palette = np.zeros(256, bool), np.zeros(256, np.uint8), None
         for band in self._bands():
-            raster = self._raster(band)
+            raster = self._raster(band, "mask")
             used[distinct(raster.samples, 255)] = True
             palette = raster.palette
         assert palette is not None
@@ -189,20 +200,22 @@ class Slide:
         """Refuses a mask of one colour whose content is its alpha channel, as `refine.io.grey` does."""
         ends: list[Array] = []
         for band in self._bands():
-            samples = self._raster(band).samples
+            samples = self._raster(band, "mask").samples
             ends += samples.min((0, 1)), samples.max((0, 1))
             if samples.shape[2] == 3 or len({end[0] for end in ends}) > 1:  # inks, which become RGB; or no one colour
                 return
         io.grey(np.array([ends]), self._name)
 
-    def _raster(self, window: Window) -> io.Raster:
+    def _raster(self, window: Window, kind: str) -> io.Raster:
         height, width = self.size
         assert 0 <= window.top < window.bottom <= height, (window, self.size)
         assert 0 <= window.left < window.right <= width, (window, self.size)
         with io.decoding(self._name, _TIFF):
             with self._lock:
                 samples = self._mapped_samples(window) if self._mapped else self._decoded_samples(window)
-            return io.tiff_colours(self._page, samples[..., 0] if samples.shape[2] == 1 else samples, self._name)
+            samples = samples[..., 0] if samples.shape[2] == 1 else samples
+            self._unknown |= io.holds_nodata(self._page, samples, self._name, kind)
+            return io.tiff_colours(self._page, samples, self._name)
 
     @cached_property
     def _rows(self) -> int:
@@ -259,6 +272,7 @@ class Slide:
         if page.dataoffsets[index] and page.databytecounts[index]:
             self._file.seek(page.dataoffsets[index])
             data = self._file.read(page.databytecounts[index])
+            tiffs.check_segment(page, data, index, self._name)
         segment, _, shape = page.decode(data, index, jpegtables=page.jpegtables, jpegheader=page.jpegheader)
         return np.full(shape[1:], page.nodata, page.dtype) if segment is None else segment[0]
 
@@ -278,7 +292,7 @@ class MaskOf:
 
 
 def _check_is_tiff(head: bytes, name: str) -> None:
-    if head[:4] in io.TIFF_HEADS:
+    if head[:4] in tiffs.HEADS:
         return
     known = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"BM": "BMP", b"RIFF": "WebP", b"\x93NUMPY": ".npy"}
     given = next((f"a {known[magic]} file" for magic in known if head.startswith(magic)), "of an unknown format")
@@ -342,12 +356,14 @@ def write_mask_stream(
     rows: Callable[[int, int], NDArray[np.bool_]],
     *,
     compression: str = "deflate",
+    georeference: tiffs.Georeference | None = None,
 ) -> None:
     """Writes a mask of ``size`` (H, W) as 0 and 255 in 8 bits, a TIFF with tiles, band by band.
 
     ``rows(top, bottom)`` gives the mask (bottom - top, W) bool of some rows; it is asked from the top to the bottom,
     once for each row of tiles, and no more than one band is held. BigTIFF is written where the pixels would not fit
-    into a TIFF uncompressed. ``compression`` is deflate, zstd or none. The file is on the disk when this returns.
+    into a TIFF uncompressed. ``compression`` is deflate, zstd or none; a ``georeference`` is kept. The file is on the
+    disk when this returns.
 
     Raises OptionError: a suffix other than .tif and .tiff, or an unknown compression.
     Raises InputError: no pixels, or ``rows`` gives something else.
@@ -382,6 +398,7 @@ def write_mask_stream(
                 compression=_COMPRESSIONS[compression],
                 metadata=None,
                 maxworkers=1,  # more would gather hundreds of megabytes of tiles first
+                **(georeference.options if georeference is not None else {}),
             )
         file.flush()
         os.fsync(file.fileno())
