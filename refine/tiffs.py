@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
-import tifffile
 from numpy.typing import NDArray
+from tifffile.tifffile import imagej_description_metadata, shaped_description_metadata
 
 from refine import streams
 from refine.errors import FileError
@@ -293,11 +293,11 @@ def _several(page: Any, size: int) -> int:
     count = 1
     try:
         if page.is_imagej:
-            count = int(tifffile.imagej_description_metadata(page.imagej_description).get("images", 1))
+            count = int(imagej_description_metadata(page.imagej_description)["images"])
         elif page.is_shaped:
-            shape = tifffile.shaped_description_metadata(page.shaped_description).get("shape", ())
+            shape = shaped_description_metadata(page.shaped_description)["shape"]
             count = math.prod(int(side) for side in shape) // max(1, math.prod(page.shape))
-    except (AttributeError, TypeError, ValueError, RecursionError):  # a text that is something else says nothing
+    except (KeyError, TypeError, ValueError, RecursionError):  # a text that is something else says nothing
         return 1
     pages = len(page.parent.pages)
     return count if count > pages and page.dataoffsets[0] + count * page.nbytes <= size else 1
