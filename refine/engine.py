@@ -57,9 +57,9 @@ class _Counts:
     encoded: float = 0
 
     def add(self, other: dict[str, float]) -> None:
-        """Adds what was done of a part."""
-        for name, value in other.items():
-            setattr(self, name, getattr(self, name) + value)
+        """Adds what was done of a part, as a journal may have kept it."""
+        for name in asdict(self):
+            setattr(self, name, getattr(self, name) + other.get(name, 0))
 
 
 @dataclass

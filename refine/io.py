@@ -14,13 +14,15 @@ file or the new one, never half of one.
 import logging
 import math
 import os
+import re
 import secrets
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -52,6 +54,10 @@ MASK_SUFFIXES = IMAGE_SUFFIXES | {".npy"}
 _FORMATS = {"image": "JPEG, PNG, TIFF, BMP, WebP or GIF", "mask": "JPEG, PNG, TIFF, BMP, WebP, GIF or .npy"}
 NODATA = "some of its pixels are called unknown by its GDAL nodata tag (42113); they are refined as they look"
 _ARRAYS = "a path, a PIL image or a numpy array"
+STALE = 24 * 3600
+"""Seconds after which a temporary file belongs to no process that still writes it."""
+
+_TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
 _LONGEST_SIDE = {".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383}  # px; libjpeg's and WebP's limits
 _WRITTEN: dict[str, dict[str, Any]] = {
     ".png": {"format": "PNG", "compress_level": 3},  # of 9: it should not take longer to write than to refine
@@ -694,6 +700,8 @@ def identity(path: PathLike | None) -> tuple[str | int, ...]:
 def write_atomic(path: PathLike, write: Callable[[BinaryIO], object]) -> None:
     """Calls ``write`` with a temporary file beside ``path`` and moves it over ``path`` when ``write`` returns.
 
+    What a kill left of earlier calls in that folder is removed once it is older than ``STALE``.
+
     Missing folders are created, a link is followed, and the permission bits are those of the file that is replaced, or
     what the umask leaves of rw-rw-rw-. If anything is raised the temporary file is removed and ``path`` is untouched;
     what ``write`` raises passes through, except that an OSError (a full disk) becomes a FileError.
@@ -702,6 +710,7 @@ def write_atomic(path: PathLike, write: Callable[[BinaryIO], object]) -> None:
     """
     with _writing(path) as (target, old):
         target.parent.mkdir(parents=True, exist_ok=True)
+        _tidy(target.parent)
         temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
         try:
             with temporary.open("x+b") as file:
@@ -712,6 +721,17 @@ def write_atomic(path: PathLike, write: Callable[[BinaryIO], object]) -> None:
         finally:
             with suppress(OSError):  # it has been moved, was never made, or its folder is gone
                 temporary.unlink()
+
+
+@cache
+def _tidy(folder: Path) -> None:
+    """Removes temporary files of processes that were killed, which may be large; looks into a folder once."""
+    with suppress(OSError), os.scandir(folder) as entries:  # what cannot be removed is no reason not to write
+        for entry in entries:
+            if _TEMPORARY.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                with suppress(OSError):
+                    if time.time() - entry.stat(follow_symlinks=False).st_mtime > STALE:
+                        os.unlink(entry.path)
 
 
 @contextmanager

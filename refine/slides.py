@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
+from io import BytesIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 from weakref import WeakSet
 
 import cv2
@@ -419,18 +420,24 @@ class Workspace:
     A new folder is made where there is none or an empty one. One process works in it at a time. Of arrays that are
     larger than memory no more is in it than was read and written since the last step.
 
-    Raises FileError: the folder holds another job's work, something else, or less than its journal says; another
-    process works in it; it cannot be written to.
+    Raises FileError: the folder is a link, or holds another job's work, something else, or less than its journal says;
+    its journal is damaged; another process works in it; it cannot be written to. Nothing in it is deleted then.
     """
 
     def __init__(self, folder: PathLike, key: dict[str, Any]) -> None:
         self._name = os.fsdecode(folder)
         self._folder = Path(self._name)
         with self._writing(), ExitStack() as stack:
+            journal = self._path(_JOURNAL)
+            for path in (self._folder, journal):
+                if path.is_symlink():  # what is behind it is not ours to delete from
+                    raise FileError(f"{path}: is a link, where a folder of this program is wanted; remove the link")
             self._folder.mkdir(parents=True, exist_ok=True)
-            if not self._path(_JOURNAL).exists() and any(self._folder.iterdir()):
+            if not journal.exists() and any(self._folder.iterdir()):
                 raise FileError(f"{self._name}: holds files of something else; give a new folder or an empty one")
-            self._journal = stack.enter_context(self._path(_JOURNAL).open("a+b", buffering=0))
+            if journal.exists() and not journal.is_file():
+                raise FileError(f"{journal}: is no file; delete the folder {self._name}")
+            self._journal = stack.enter_context(journal.open("a+b", buffering=0))
             self._lock()
             self._records = self._resume(key)
             stack.pop_all()
@@ -439,29 +446,50 @@ class Workspace:
     def array(self, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> "np.memmap[Any, Any]":
         """The array of a name, on disk and writable: as it was left, or new and zero.
 
-        A new one takes disk space only where it is written. Space for all of it must be free nevertheless: a disk that
-        is full when a page of a mapped file is written kills the process, and no error could say so.
+        A new one takes all of its disk space at once: a disk that is full when a page of a mapped file is written kills
+        the process, and no error could say so.
 
-        Raises FileError: it does not fit on the disk, has another shape or type, or cannot be written.
+        Raises FileError: it does not fit on the disk, has another shape or type, is damaged, or cannot be written.
         """
         path = self._path(f"{name}.npy")
         dtype = np.dtype(dtype)
+        head = _npy_head(shape, dtype)
+        size = len(head) + math.prod(shape) * dtype.itemsize
         with self._writing():
-            if not path.exists():
-                self._check_space(name, int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
+            if not os.path.lexists(path):
+                self._check_space(name, size)
                 part = path.with_suffix(".part")
-                np.lib.format.open_memmap(part, "w+", dtype, shape)
+                part.unlink(missing_ok=True)
+                with part.open("xb") as file:
+                    file.write(head)
+                    file.truncate(size)
+                    _allocate(file, size)
                 part.replace(path)
                 self._sync_folder()
-            try:
-                array = np.lib.format.open_memmap(path, "r+")
-            except ValueError as error:
-                raise FileError(f"{path}: damaged ({error}); delete the folder {self._name}") from error
-        if (array.shape, array.dtype) != (shape, dtype):
-            given, wanted = f"{array.dtype} {array.shape}", f"{dtype} {shape}"
-            raise FileError(f"{path}: holds {given} where {wanted} is wanted; delete the folder {self._name}")
+            if path.is_symlink() or not path.is_file():
+                raise FileError(f"{path}: is no file of this program; delete the folder {self._name}")
+            with path.open("r+b") as file:
+                self._check_array(file, path, head, size, (shape, dtype))
+                _allocate(file, size)  # as it was left by a version that did not, or copied without its holes
+                array = np.memmap(file, dtype, "r+", len(head), shape)
         self._maps.add(array._mmap)  # type: ignore[attr-defined]
         return array
+
+    def _check_array(
+        self, file: BinaryIO, path: Path, head: bytes, size: int, wanted: tuple[tuple[int, ...], np.dtype[Any]]
+    ) -> None:
+        if file.read(len(head)) == head and os.fstat(file.fileno()).st_size == size:
+            return
+        file.seek(0)
+        try:
+            np.lib.format.read_magic(file)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        except Exception as error:  # numpy raises whatever its parser does
+            raise FileError(f"{path}: damaged ({type(error).__name__}); delete the folder {self._name}") from error
+        given, asked = f"{dtype} {shape}", f"{wanted[1]} {wanted[0]}"
+        if given == asked:
+            raise FileError(f"{path}: damaged (of another length than it says); delete the folder {self._name}")
+        raise FileError(f"{path}: holds {given} where {asked} is wanted; delete the folder {self._name}")
 
     def done(self, step: str) -> bool:
         """Whether a step was marked, now or in a run before."""
@@ -505,7 +533,8 @@ class Workspace:
         Raises FileError: something cannot be deleted.
         """
         with self._writing():
-            self._clear()
+            self._journal.seek(0)
+            self._clear(len(self._journal.readline()))
             self.close()
             self._path(_JOURNAL).unlink()
             with suppress(OSError):  # files that are not ours stay, and so does their folder
@@ -553,17 +582,19 @@ class Workspace:
         data = self._journal.read()
         entries, end = _whole_lines(data)
         first = {"key": json.loads(json.dumps(key))}
-        known = entries[0].get("key") if entries and isinstance(entries[0], dict) else None
+        known = entries[0].get("key") if entries and isinstance(entries[0], dict) and len(entries[0]) == 1 else None
+        # A kill may tear the first line: then nothing is there but the journal, for arrays come behind that line.
         torn = not entries and _line(first).startswith(data)
-        idle = len(entries) == 1 and isinstance(known, dict) and known != first["key"]  # another job's, without a step
-        if torn or idle:
-            self._clear()
-            self._append(first)
-            self._sync_folder()
+        if torn and not any(path.name != _JOURNAL for path in self._folder.iterdir()):
+            self._begin(first)
             return {}
-        if not isinstance(known, dict):
+        if not isinstance(known, dict) or end < data.rfind(b"\n") + 1 or not all(map(_is_step, entries[1:])):
             raise FileError(f"{self._name}: its journal is damaged; delete the folder or give another one")
         if known != first["key"]:
+            if len(entries) == 1:  # another job's, without a step
+                self._clear(end)
+                self._begin(first)
+                return {}
             other = ", ".join(sorted(k for k in {*known, *key} if known.get(k) != first["key"].get(k)))
             raise FileError(
                 f"{self._name}: holds the work of another run, which differs in {other}; delete the folder, or choose "
@@ -575,15 +606,24 @@ class Workspace:
         self._journal.truncate(end)
         return {entry["step"]: entry.get("record", {}) for entry in entries[1:]}
 
+    def _begin(self, first: dict[str, Any]) -> None:
+        """A journal of a key, without steps."""
+        self._journal.truncate(0)
+        self._append(first)
+        self._sync_folder()
+
     def _append(self, entry: dict[str, Any]) -> None:
         line = _line(entry)
         while line:
             line = line[self._journal.write(line) :]
         os.fsync(self._journal.fileno())
 
-    def _clear(self) -> None:
-        """Forgets the steps, then deletes the arrays: in this order a kill leaves nothing that seems to be done."""
-        self._journal.truncate(0)
+    def _clear(self, first: int) -> None:
+        """Forgets the steps, then deletes the arrays: in this order a kill leaves nothing that seems to be done.
+
+        The ``first`` bytes of the journal, the line of its key, stay: by them the folder is known to be ours.
+        """
+        self._journal.truncate(first)
         os.fsync(self._journal.fileno())
         for path in [*self._folder.glob("*.npy"), *self._folder.glob("*.part")]:
             path.unlink()
@@ -618,13 +658,38 @@ def _whole_lines(data: bytes) -> tuple[list[Any], int]:
     """Entries of a journal up to the first one that is torn, and the bytes they take."""
     entries: list[Any] = []
     end = 0
-    for line in data.splitlines(keepends=True):
+    for line in data.split(b"\n")[:-1]:
         try:
-            entry = json.loads(line)
-        except ValueError:
+            entries.append(json.loads(line))
+        except (ValueError, RecursionError):
             break
-        if not line.endswith(b"\n"):
-            break
-        entries.append(entry)
-        end += len(line)
+        end += len(line) + 1
     return entries, end
+
+
+def _is_step(entry: Any) -> bool:
+    """Whether an entry of a journal is a step as :meth:`Workspace.mark` writes it."""
+    if not isinstance(entry, dict) or not {"step", "arrays"} <= entry.keys() <= {"step", "arrays", "record"}:
+        return False
+    names, record = entry["arrays"], entry.get("record", {})
+    return (
+        isinstance(entry["step"], str)
+        and isinstance(names, list)
+        and all(isinstance(name, str) and name == os.path.basename(name) and "\0" not in name for name in names)
+        and isinstance(record, dict)
+        and all(type(value) in (int, float) and abs(value) < 2**63 for value in record.values())
+    )
+
+
+def _npy_head(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
+    """What a .npy file of an array begins with."""
+    stream = BytesIO()
+    described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(stream, described)
+    return stream.getvalue()
+
+
+def _allocate(file: BinaryIO, size: int) -> None:
+    """Takes disk space for all of a file, which keeps its content; OSError where there is none."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)

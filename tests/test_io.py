@@ -4,6 +4,7 @@ import re
 import stat
 import struct
 import threading
+import time
 import tracemalloc
 import zlib
 
@@ -590,6 +591,18 @@ def test_a_writer_that_raises_half_way_leaves_the_old_file_and_no_other(tmp_path
     with pytest.raises(RuntimeError, match="power cut"):
         io.write_atomic(tmp_path / "new.bin", half_a_file)
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_kill_left_is_removed_after_a_day(tmp_path):
+    old, new, other = (tmp_path / name for name in (".0123456789abcdef.tmp", ".fedcba9876543210.tmp", ".mine.tmp"))
+    link = tmp_path / ".00000000000000ff.tmp"
+    for path in (old, new, other):
+        path.write_bytes(b"half")
+    link.symlink_to(other)
+    for path in (old, other):
+        os.utime(path, (time.time() - 2 * io.STALE,) * 2)
+    io.write_mask(tmp_path / "m.png", np.ones((2, 2), bool))
+    assert sorted(tmp_path.iterdir()) == sorted([new, other, link, tmp_path / "m.png"])
 
 
 def test_a_full_disk_is_a_file_error(tmp_path):
