@@ -586,7 +586,9 @@ def tiff_colours(page: Any, samples: Array, name: str) -> Raster:
     if photometric == tifffile.PHOTOMETRIC.PALETTE:
         colours = np.asarray(page.colormap).T[:256]  # (2**bits, 3)
         palette = np.zeros((256, 3), np.uint8)
-        palette[: len(colours)] = colours if colours.max() < 256 else colours >> 8  # some writers store 8 bits
+        # Some writers store 8 bits as they are, and some in the upper half of 16.
+        scale = 1 if colours.max() < 256 else 257 if (colours & 255).any() else 256
+        palette[: len(colours)] = colours // scale
         if samples.dtype.itemsize > 1 or samples.ndim > 2:
             raise FileError(f"{name}: a palette TIFF of {bits} bits; accepted are 8; convert it to RGB or grey")
         return Raster(samples.astype(np.uint8, copy=False), palette)
