@@ -180,6 +180,9 @@ def _inflated(data: bytes) -> bytes:
 
 def _png(data: bytes, name: str, check: Check) -> Stored:
     """Decodes the pixels' chunks alone: limits on texts and profiles then do not matter, nor do their faults."""
+    damage = streams.png_damage(data)
+    if damage:
+        raise ValueError(damage)
     kept, header, palette, opacity = [_PNG], b"", b"", b""
     for kind, at, length in _png_chunks(io.BytesIO(data)):
         body = data[at : at + length]

@@ -6,6 +6,7 @@ end. So both are asked before: here, from the bytes.
 
 import re
 import struct
+import zlib
 from dataclasses import dataclass
 
 import simplejpeg
@@ -185,6 +186,26 @@ def _is_spare(scan: bytes, count: int) -> bool:
     """Whether the last ``count`` bytes of a scan may be too many: a few, or padding that begins where they do."""
     padding = len(scan) - len(scan.rstrip(scan[-1:]))
     return count <= _SPARE or count <= padding <= count + _SPARE
+
+
+def png_damage(data: bytes) -> str | None:
+    """What is wrong with the chunks of a PNG that its pixels come from; None where all are there with their checksums.
+
+    libpng reads on where checksums of the pixels differ, and writes that to the terminal.
+    """
+    at, kind = 8, b""
+    while kind != b"IEND":
+        if at + 12 > len(data):
+            return "the PNG ends before its IEND"
+        length, kind = struct.unpack_from(">I4s", data, at)
+        if at + 12 + length > len(data):
+            return "the PNG ends before its IEND"
+        checked = memoryview(data)[at + 4 : at + 8 + length]
+        critical = not kind[0] & 0x20 or kind == b"tRNS"
+        if critical and zlib.crc32(checked) != struct.unpack_from(">I", data, at + 8 + length)[0]:
+            return f"the checksum of a chunk {kind!r} of the PNG"
+        at += 12 + length
+    return None
 
 
 def size(data: bytes) -> tuple[int, int, int] | None:

@@ -345,7 +345,11 @@ def _check_stream(page: Any, data: bytes, shape: tuple[int, int], name: str, wha
                 f"{name}: damaged ({what} holds {width} x {height} px of {channels} channels, where the tags say "
                 f"{shape[1]} x {shape[0]} of {page.samplesperpixel}); {_WHOLE}"
             )
-        damage = streams.jpeg_damage(streams.jpeg(data)) if page.compression in JPEG else None
+        damage = None
+        if page.compression in JPEG:
+            damage = streams.jpeg_damage(streams.jpeg(data))
+        elif page.compression == 34933:
+            damage = streams.png_damage(data)
     except ValueError as error:
         damage = str(error)
     if damage:
