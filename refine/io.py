@@ -129,6 +129,15 @@ def read_mask(source: Source, *, allow_large: bool = False) -> Array:
     return grey(raster.samples, name)
 
 
+def read_palette(source: Source) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | None:
+    """Indices (H, W) in the displayed frame and their colours (256, 3); None of a file without a palette.
+
+    Raises FileError: as :func:`read_image`.
+    """
+    raster, _ = _raster(source, "mask", allow_large=False)
+    return None if raster.palette is None else (raster.samples, raster.palette)
+
+
 def read_georeference(source: Source) -> tiffs.Georeference | None:
     """Where the picture of a TIFF lies on Earth, and its resolution; None of other files and where it says nothing.
 
