@@ -124,9 +124,12 @@ def read_mask(source: Source, *, allow_large: bool = False) -> Array:
     Raises InputError: the mask is coloured (a label map, or a photograph), or its only content is its alpha channel.
     """
     raster, name = _raster(source, "mask", allow_large)
-    if raster.palette is not None:
-        return palette_values(raster.samples, raster.palette, name)
-    return grey(raster.samples, name)
+    if raster.palette is None:
+        return grey(raster.samples, name)
+    if raster.opacity is not None:
+        used = distinct(raster.samples, 255)
+        _check_alpha(raster.palette[used], raster.opacity[used], name)
+    return palette_values(raster.samples, raster.palette, name)
 
 
 def read_palette(source: Source) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | None:
@@ -295,13 +298,17 @@ def grey(samples: Array, name: str) -> Array:
             "pick one class, as in (mask == (r, g, b)).all(axis=-1)"
         )
     if channels in (2, 4) and values.size:
-        alpha = samples[..., -1]
-        if values.min() == values.max() and alpha.min() != alpha.max():
-            raise InputError(
-                f"{name}: one colour everywhere, and alpha varies; the mask seems to be the alpha channel, which is "
-                "not read; pass that channel, as in mask[..., -1]"
-            )
+        _check_alpha(values, samples[..., -1], name)
     return values
+
+
+def _check_alpha(colours: Array, alpha: Array, name: str) -> None:
+    """Raises `InputError` where alpha alone tells pixels apart."""
+    if colours.min() == colours.max() and alpha.min() != alpha.max():
+        raise InputError(
+            f"{name}: one colour everywhere, and alpha varies; the mask seems to be the alpha channel, which is "
+            "not read; pass that channel, as in mask[..., -1]"
+        )
 
 
 def palette_values(indices: NDArray[np.uint8], palette: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:

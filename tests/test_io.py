@@ -338,6 +338,18 @@ def palette_mask(indices, colours):
 VOC = [0, 0, 0, 128, 0, 0, 0, 128, 0] + [7, 8, 9] * 252 + [224, 224, 192]
 
 
+@pytest.mark.parametrize("format", ["PNG", "GIF"])
+def test_a_mask_that_lives_in_the_alpha_of_a_palette_is_not_read_as_empty(tmp_path, format):
+    picture = Image.fromarray((noise(20, 30) > 99).astype(np.uint8))
+    picture.putpalette([0, 0, 0, 0, 0, 0])
+    picture.save(tmp_path / "a", format, transparency=0)
+    with pytest.raises(InputError, match="one colour everywhere, and alpha varies; the mask seems to be the alpha"):
+        io.read_mask(tmp_path / "a")
+    picture.putpalette([0, 0, 0, 255, 255, 255])
+    picture.save(tmp_path / "a", format, transparency=0)
+    np.testing.assert_array_equal(io.read_mask(tmp_path / "a") > 0, noise(20, 30) > 99)
+
+
 def test_a_grey_palette_gives_the_greys_it_displays(tmp_path):
     mask = palette_mask([[0, 1, 2]], [255, 255, 255, 90, 90, 90, 0, 0, 0])
     assert io.read_mask(png(tmp_path, mask)).tolist() == [[255, 90, 0]]
