@@ -6,7 +6,9 @@ import json
 import os
 import platform
 import sys
+import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from functools import partial
 from importlib import metadata
@@ -47,7 +49,7 @@ EXAMPLES = [
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """`refine-cli`: exits with 0, 1 (a file failed), 2 (wrong usage or weights) or 130 (interrupted)."""
+    """`refine-cli`: exits with 0, 1 (a file failed, was left out), 2 (wrong usage or weights) or 130 (interrupted)."""
     arguments = sys.argv[1:] if arguments is None else arguments
     _open_streams()
     for stream in (sys.stdout, sys.stderr):
@@ -293,7 +295,9 @@ def _refine(
         _output("--probability PICTURE", "Also write the probability (.png, .tif or .npy); many: a folder."),
     ] = None,
     skip_existing: Annotated[bool, _output("--skip-existing", "Leave out what is already refined; go on.")] = False,
-    as_json: Annotated[bool, _output("--json", "Print one line of JSON per image and nothing else.")] = False,
+    as_json: Annotated[
+        bool, _output("--json", "Print one line of JSON per image, and of what is left out; nothing else.")
+    ] = False,
     quiet: Annotated[bool, _output("-q, --quiet", "Print errors only, no progress bar.")] = False,
     model: Model = None,
     weights: Weights = None,
@@ -326,7 +330,7 @@ def _refine(
     found = find_pairs(image, mask, image_suffixes=IMAGE_SUFFIXES, mask_suffixes=MASK_SUFFIXES, exclude=exclude)
     found = with_outputs(found, out, overlay=overlay, probability=probability, debug=debug_dir)
     talk = _Talk(as_json, quiet)
-    _warn_about_rest(found, talk)
+    _tell_of_rest(found, talk)
     options = _given(
         changes,
         model=model,
@@ -355,7 +359,7 @@ def _refine(
     todo: list[Pair] = []
     there: list[Pair] = []
     for pair in found.pairs:
-        (there if skip_existing and all(map(os.path.exists, pair.outputs)) else todo).append(pair)
+        (there if skip_existing and all(map(_is_there, pair.outputs)) else todo).append(pair)
     # What is wrong with a single pair is told without waiting for the weights.
     for path in (path for pair in todo if not found.many for path in (pair.image, pair.mask)):
         try:
@@ -368,7 +372,7 @@ def _refine(
         talk.failed(image_path, reason)
     if dry_run:
         failed = _print_plans(_refiner(options), todo, talk) + len(found.ambiguous)
-        raise typer.Exit(1 if failed else 0)
+        raise typer.Exit(1 if failed or found.left_out else 0)
     folders = {path.parent for pair in todo for path in pair.outputs}
     for folder in sorted(folders if debug_dir is None else {*folders, debug_dir}):
         check_folder(folder)
@@ -382,8 +386,9 @@ def _refine(
         done = _refine_all(refiner, todo, many=found.many, talk=talk, debug=debug_dir)
     failed = len(found.ambiguous) + len(todo) - done
     if found.many:
-        talk.note(f"{done} refined, {len(there)} skipped, {failed} failed")
-    if failed:
+        rest = f", {len(found.left_out)} left out" if found.left_out else ""
+        talk.note(f"{done} refined, {len(there)} skipped, {failed} failed{rest}")
+    if failed or found.left_out:
         raise typer.Exit(1)
 
 
@@ -589,10 +594,13 @@ def _refine_one(refiner: AnyRefiner, pair: Pair, *, show: bool, debug: Path | No
 
         for path, picture in shown.items():
             write_image(path, picture)
-    if pair.probability is not None:
-        refined.save_probability(pair.probability)
-    refined.save(pair.output)
-    return refined.report
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        if pair.probability is not None:
+            refined.save_probability(pair.probability)
+        refined.save(pair.output)
+    report = refined.report
+    return replace(report, warnings=(*report.warnings, *(str(one.message) for one in told))) if told else report
 
 
 def _refine_by_windows(refiner: Refiner, pair: Pair, *, show: bool) -> Report:
@@ -616,11 +624,28 @@ def _reason(error: Exception) -> str | None:
     return _one_line(error) if isinstance(error, RefineError | OSError) else None
 
 
-def _warn_about_rest(found: Found, talk: _Talk) -> None:
+def _is_there(path: Path) -> bool:
+    """Whether an output exists; an empty file is what a full disk or another program left."""
+    return os.path.isfile(path) and os.path.getsize(path) > 0
+
+
+def _tell_of_rest(found: Found, talk: _Talk) -> None:
+    """Names what is not refined: pictures of names that are not searched as errors, what belongs to no pair."""
+    for path, reason in found.left_out:
+        talk.left_out(reason, image=path)
+    if found.left_out:
+        count, names = len(found.left_out), listed([f"{path} ({reason})" for path, reason in found.left_out])
+        talk.error(f"{count} picture{'s' if count > 1 else ''} left out: {names}; rename or convert what you mean")
     for paths, text in ((found.images_alone, "without a mask"), (found.masks_alone, "without an image")):
+        noun = "image" if paths is found.images_alone else "mask"
+        for path in paths:
+            talk.left_out(text, **{noun: path})
         if paths:
-            noun = "image" if paths is found.images_alone else "mask"
             talk.warning(f"{len(paths)} {noun}{'s' if len(paths) > 1 else ''} {text} left out: {listed(paths)}")
+    if found.others:
+        names = listed(found.others, 3)
+        talk.left_out("files of other kinds", files=len(found.others), names=found.others[:3])
+        talk.note(f"{len(found.others)} other file{'s' if len(found.others) > 1 else ''} left alone: {names}")
 
 
 class _Talk:
@@ -653,6 +678,10 @@ class _Talk:
 
     def skipped(self, pair: Pair) -> None:
         self._result(f"{pair.output}  (skipped: already there)", "skipped", pair.image, pair)
+
+    def left_out(self, reason: str, **what: Any) -> None:
+        if self.as_json:
+            self._write(_json({"status": "left out", **what, "reason": reason}), sys.stdout)
 
     def failed(self, image: Path, reason: str, *, pair: Pair | None = None) -> None:
         self.error(reason if str(image) in reason else f"{image}: {reason}")

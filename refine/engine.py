@@ -43,6 +43,7 @@ from refine.prepare import Pair, mask_plane, prepare
 from refine.regions import Grid, Selection, at_next, bounding_boxes, dense, margin, read_by_next, select
 from refine.result import Refined, Report, ScaleReport
 from refine.slides import Slide, Workspace, check_mask_stream, write_mask_stream
+from refine.tiffs import elsewhere
 from refine.tiles import Window, cover
 from refine_kernels import untold
 
@@ -57,9 +58,9 @@ class _Counts:
     encoded: float = 0
 
     def add(self, other: dict[str, float]) -> None:
-        """Adds what was done of a part."""
-        for name, value in other.items():
-            setattr(self, name, getattr(self, name) + value)
+        """Adds what was done of a part, as a journal may have kept it."""
+        for name in asdict(self):
+            setattr(self, name, getattr(self, name) + other.get(name, 0))
 
 
 @dataclass
@@ -159,8 +160,10 @@ class Refiner:
         if guided.skipped:
             skipped = f"the coarse mask was refined without {chosen.guidance}: {guided.skipped}"
             report = replace(report, warnings=(skipped, *report.warnings))
-        report = replace(report, guidance=guided.record)
-        return Refined.of(probability, report, scales=outcome.kept, guidance=guided.pictures)
+        report = replace(report, guidance=guided.record, warnings=(*pair.warnings, *report.warnings))
+        return Refined.of(
+            probability, report, scales=outcome.kept, guidance=guided.pictures, georeference=pair.georeference
+        )
 
     def refine_file(
         self,
@@ -218,8 +221,9 @@ class Refiner:
                 store.release()
                 return found
 
-            write_mask_stream(out, picture.size, rows)
+            write_mask_stream(out, picture.size, rows, georeference=picture.georeference)
             store.remove()
+            outcome.warnings[:0] = (*picture.warnings, *elsewhere(picture.georeference, mask.georeference))
             seconds = self._now() - started
         return self._report(frame, outcome, chosen, seconds, prepared - started, peak())
 

@@ -133,7 +133,7 @@ class Guard:
         """Puts what was ``before`` into the ``pixels`` of a window of p, once, and counts those that change."""
         store = self.frame.store
         if store.done(step):
-            return int(store.record(step)["pixels"])
+            return int(store.record(step).get("pixels", 0))
         now = p.array[window.slices]
         then = np.where(pixels, before(window, now), now)
         changed = int(np.count_nonzero(then != now))

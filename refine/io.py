@@ -2,7 +2,10 @@
 
 Pictures are read as they are displayed: the EXIF orientation is applied, palettes are looked up, CMYK becomes RGB, and
 an alpha channel is dropped (the colours under it are kept; nothing is blended with a background). Embedded colour
-profiles are ignored. Of an animation the first picture is read.
+profiles are ignored. Premultiplied colours are divided by their alpha. An animation is refused, as several pages are.
+
+Files are decoded by libraries that no setting of the process reaches: Pillow's ``LOAD_TRUNCATED_IMAGES`` and limits
+change nothing here. A PIL image whose pixels have not been loaded yet is read as its file is.
 
 Everything is written to a temporary file beside the target and moved over it when complete, so that a target is the old
 file or the new one, never half of one.
@@ -11,23 +14,25 @@ file or the new one, never half of one.
 import logging
 import math
 import os
+import re
 import secrets
 import stat
-import struct
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import cv2
-import imagecodecs
 import numpy as np
 import tifffile
 from numpy.typing import DTypeLike, NDArray
-from PIL import BmpImagePlugin, ExifTags, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from PIL import ExifTags, Image, ImageFile
 
+from refine import pictures, tiffs
 from refine.errors import FileError, InputError, OptionError, RefineError
 from refine.values import ROUNDING, Array, distinct
 
@@ -40,20 +45,28 @@ MAX_PIXELS = 250_000_000
 DARK = 4095
 """Highest peak of a 16-bit picture that is taken for one of fewer bits: / 257 it would be nearly black."""
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"})
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif"})
 """Suffixes (lower case) of the files that :func:`read_image` reads; the content decides, not the suffix."""
 
 MASK_SUFFIXES = IMAGE_SUFFIXES | {".npy"}
 """Suffixes (lower case) of the files that :func:`read_mask` reads."""
 
-_FORMATS = {"image": "JPEG, PNG, TIFF, BMP or WebP", "mask": "JPEG, PNG, TIFF, BMP, WebP or .npy"}
+_FORMATS = {"image": "JPEG, PNG, TIFF, BMP, WebP or GIF", "mask": "JPEG, PNG, TIFF, BMP, WebP, GIF or .npy"}
+NODATA = "some of its pixels are called unknown by its GDAL nodata tag (42113); they are refined as they look"
 _ARRAYS = "a path, a PIL image or a numpy array"
-TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-# Size, bits, compression, colours, orientation, strips, samples, planes, predictor, palette, tiles, alpha, format.
-_TIFF_TAGS = frozenset({256, 257, 258, 259, 262, 273, 274, 277, 278, 279, 284, 317, 320, 322, 323, 324, 325, 338, 339})
+STALE = 24 * 3600
+"""Seconds after which a temporary file belongs to no process that still writes it."""
+
+_TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
 _LONGEST_SIDE = {".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383}  # px; libjpeg's and WebP's limits
+_WRITTEN: dict[str, dict[str, Any]] = {
+    ".png": {"format": "PNG", "compress_level": 3},  # of 9: it should not take longer to write than to refine
+    ".bmp": {"format": "BMP"},
+    ".webp": {"format": "WEBP", "lossless": True},
+    ".jpg": {"format": "JPEG", "quality": 95},
+    ".jpeg": {"format": "JPEG", "quality": 95},
+}
 _BAND = 2**17  # samples scaled at once: floats in between stay in a processor's cache
-_PNG_LEVEL = 3  # of 9: pictures of tens of megapixels should not take longer to write than to refine
 
 # tifffile logs every oddity of a damaged file; without a handler Python prints them beside our one-line error.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
@@ -72,6 +85,23 @@ def read_image(source: Source, *, allow_large: bool = False) -> NDArray[np.uint8
     that may be the picture, or has more than ``MAX_PIXELS`` pixels and ``allow_large`` is not set.
     Raises InputError: its values are no picture: 32-bit integers, floats outside [0, 1], 12 bits stored as 16.
     """
+    return read_picture(source, allow_large=allow_large).rgb
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A picture, and what its file says beside its pixels."""
+
+    rgb: NDArray[np.uint8]
+    """(H, W, 3)"""
+    georeference: tiffs.Georeference | None = None
+    """Its place on Earth and its resolution, from a TIFF that is stored upright."""
+    warnings: tuple[str, ...] = ()
+    """What the caller should know, without the file's name."""
+
+
+def read_picture(source: Source, *, allow_large: bool = False) -> Picture:
+    """As :func:`read_image`, with what the file says beside the pixels. Raises as it does."""
     raster, name = _raster(source, "image", allow_large)
     samples = raster.samples
     if raster.palette is not None:
@@ -80,7 +110,7 @@ def read_image(source: Source, *, allow_large: bool = False) -> NDArray[np.uint8
         samples = samples.astype(np.uint8) * np.uint8(255)
     if samples.ndim == 3 and samples.shape[2] == 2:  # grey and alpha
         samples = samples[..., 0]
-    return rgb8(samples, name)
+    return Picture(rgb8(samples, name), raster.georeference, raster.warnings)
 
 
 def read_mask(source: Source, *, allow_large: bool = False) -> Array:
@@ -94,9 +124,41 @@ def read_mask(source: Source, *, allow_large: bool = False) -> Array:
     Raises InputError: the mask is coloured (a label map, or a photograph), or its only content is its alpha channel.
     """
     raster, name = _raster(source, "mask", allow_large)
-    if raster.palette is not None:
-        return palette_values(raster.samples, raster.palette, name)
-    return grey(raster.samples, name)
+    if raster.palette is None:
+        return grey(raster.samples, name)
+    if raster.opacity is not None:
+        used = distinct(raster.samples, 255)
+        _check_alpha(raster.palette[used], raster.opacity[used], name)
+    return palette_values(raster.samples, raster.palette, name)
+
+
+def read_palette(source: Source) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | None:
+    """Indices (H, W) in the displayed frame and their colours (256, 3); None of a file without a palette.
+
+    Raises FileError: as :func:`read_image`.
+    """
+    raster, _ = _raster(source, "mask", allow_large=False)
+    return None if raster.palette is None else (raster.samples, raster.palette)
+
+
+def read_georeference(source: Source) -> tiffs.Georeference | None:
+    """Where the picture of a TIFF lies on Earth, and its resolution; None of other files and where it says nothing.
+
+    Raises FileError: as :func:`read_image`, as far as the directory tells.
+    """
+    if isinstance(source, Image.Image):
+        file = _unread(source)
+        return None if file is None else _georeference(file, "image")
+    name = os.fsdecode(source)
+    with opened(Path(name), name, "TIFF") as file:
+        return _georeference(file, name)
+
+
+def _georeference(file: BinaryIO, name: str) -> tiffs.Georeference | None:
+    if _head(file)[:4] not in tiffs.HEADS:
+        return None
+    with decoding(name, "TIFF"), open_tiff(file, name) as tiff:
+        return tiffs.georeference(tiff_page(tiff, file, name, allow_large=True))
 
 
 def read_size(path: PathLike, *, allow_large: bool = False) -> tuple[int, int]:
@@ -105,19 +167,16 @@ def read_size(path: PathLike, *, allow_large: bool = False) -> tuple[int, int]:
     Raises FileError: as :func:`read_image`, as far as the first bytes tell.
     """
     name, formats = os.fsdecode(path), _FORMATS["image"]
-    with opened(Path(name), name, formats) as file:
-        head = file.read(32)
-        file.seek(0)
-        with decoding(name, formats):
-            if head[:4] in TIFF_HEADS:
-                with tifffile.TiffFile(file) as tiff:
-                    page = tiff_page(tiff, file, name, allow_large)
-                    height, width, orientation = page.imagelength, page.imagewidth, page.tags.valueof(274, 1)
-            else:
-                picture = _pillow(file, head, name, formats)
-                width, height = picture.size
-                _check_size(width, height, name, allow_large)
-                orientation = _orientation(picture)
+    with opened(Path(name), name, formats) as file, decoding(name, formats):
+        head = _head(file)
+        if head[:4] in tiffs.HEADS:
+            with open_tiff(file, name) as tiff:
+                page = tiff_page(tiff, file, name, allow_large)
+                height, width, orientation = page.imagelength, page.imagewidth, page.tags.valueof(274, 1)
+        else:
+            header = _format(head, name, formats).header(file)
+            height, width, orientation = header.height, header.width, header.orientation
+            _check_size(width, height, name, allow_large)
     return (width, height) if orientation in range(5, 9) else (height, width)
 
 
@@ -184,6 +243,35 @@ def _scaled(array: Array, factor: float | np.float32, dtype: DTypeLike) -> Array
     return out
 
 
+def whole_range(samples: Array, bits: int) -> Array:
+    """Unsigned samples of 2, 4, 10, 12 or 14 bits, whose white is 2**bits - 1, over the range of their type."""
+    whole = 8 * samples.dtype.itemsize
+    if samples.dtype.kind != "u" or bits >= whole:
+        return samples
+    return _scaled(samples, (2**whole - 1) / (2**bits - 1), samples.dtype)
+
+
+def _straight(samples: Array) -> Array:
+    """Samples (H, W, C) whose colours were multiplied by the last channel, alpha, before that; where it is 0 as given.
+
+    Integers are rounded down, as Pillow does.
+    """
+    if samples.dtype.kind not in "uf":
+        return samples
+    out = np.array(samples)
+    white = 1 if samples.dtype.kind == "f" else np.iinfo(samples.dtype).max
+    step = max(1, _BAND // math.prod(samples.shape[1:]))
+    for top in range(0, len(samples), step):
+        band = samples[top : top + step]
+        alpha = band[..., -1:]
+        if samples.dtype.kind == "f":
+            colours = band[..., :-1] / np.where(alpha > 0, alpha, 1)
+        else:
+            colours = np.minimum(band[..., :-1].astype(np.uint64) * np.uint64(white) // np.maximum(alpha, 1), white)
+        np.copyto(out[top : top + step, :, :-1], colours.astype(samples.dtype), where=alpha > 0)
+    return out
+
+
 def check_mask_shape(shape: tuple[int, ...], name: str) -> None:
     """Raises `InputError` unless an array's shape is (H, W) or (H, W, 1 | 3 | 4), with pixels."""
     empty = 0 in shape
@@ -210,13 +298,17 @@ def grey(samples: Array, name: str) -> Array:
             "pick one class, as in (mask == (r, g, b)).all(axis=-1)"
         )
     if channels in (2, 4) and values.size:
-        alpha = samples[..., -1]
-        if values.min() == values.max() and alpha.min() != alpha.max():
-            raise InputError(
-                f"{name}: one colour everywhere, and alpha varies; the mask seems to be the alpha channel, which is "
-                "not read; pass that channel, as in mask[..., -1]"
-            )
+        _check_alpha(values, samples[..., -1], name)
     return values
+
+
+def _check_alpha(colours: Array, alpha: Array, name: str) -> None:
+    """Raises `InputError` where alpha alone tells pixels apart."""
+    if colours.min() == colours.max() and alpha.min() != alpha.max():
+        raise InputError(
+            f"{name}: one colour everywhere, and alpha varies; the mask seems to be the alpha channel, which is "
+            "not read; pass that channel, as in mask[..., -1]"
+        )
 
 
 def palette_values(indices: NDArray[np.uint8], palette: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
@@ -240,6 +332,9 @@ def _some(values: Array) -> str:
 class Raster:
     samples: Array  # (H, W) or (H, W, 2..4), in the displayed frame
     palette: NDArray[np.uint8] | None = None  # (256, 3) RGB; the samples are then uint8 indices
+    opacity: NDArray[np.uint8] | None = None  # (256,): alpha of a palette's indices, where not all are opaque
+    georeference: tiffs.Georeference | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def _raster(source: Source, kind: str, allow_large: bool) -> tuple[Raster, str]:
@@ -247,7 +342,14 @@ def _raster(source: Source, kind: str, allow_large: bool) -> tuple[Raster, str]:
     formats = _FORMATS[kind]
     if isinstance(source, Image.Image):
         with decoding(kind, formats):
-            return _pillow_raster(source, kind, allow_large), kind
+            file = _unread(source)
+            if file is None:
+                return _pillow_raster(source, kind, allow_large), kind
+            at = file.tell()
+            try:
+                return _file_raster(file, kind, kind, allow_large), kind
+            finally:
+                file.seek(at)
     try:
         path = Path(os.fsdecode(source))
     except TypeError:
@@ -258,17 +360,66 @@ def _raster(source: Source, kind: str, allow_large: bool) -> tuple[Raster, str]:
         message = f"{kind}: given a {given.__module__}.{given.__qualname__}; accepted are {_ARRAYS}; {remedy}"
         raise InputError(message) from None
     name = str(path)
-    with opened(path, name, formats) as file:
-        head = file.read(32)
-        file.seek(0)
-        with decoding(name, formats):
-            if head.startswith(b"\x93NUMPY") and kind == "mask":
-                return Raster(_read_npy(path, name, allow_large)), name
-            if head[:4] in TIFF_HEADS:
-                return _tiff_raster(file, name, allow_large), name
-            if head.startswith(b"\x89PNG\r\n\x1a\n"):
-                _check_png_is_whole(file, name)
-            return _pillow_raster(_pillow(file, head, name, formats), name, allow_large, file, head), name
+    with opened(path, name, formats) as file, decoding(name, formats):
+        if _head(file).startswith(b"\x93NUMPY") and kind == "mask":
+            return Raster(_read_npy(path, name, allow_large)), name
+        return _file_raster(file, name, kind, allow_large), name
+
+
+def _head(file: BinaryIO) -> bytes:
+    file.seek(0)
+    head = file.read(32)
+    file.seek(0)
+    return head
+
+
+def _unread(picture: Image.Image) -> BinaryIO | None:
+    """The file of a PIL image whose pixels have not been loaded, and of which neither another frame nor a draft is
+    wanted; None of others.
+
+    What is read from it is what a path would give: Pillow drops bits, and goes on where a file is damaged.
+    """
+    if not isinstance(picture, ImageFile.ImageFile) or not picture.tile or picture.tell() != 0:
+        return None
+    file: Any = picture.fp
+    if file is None or getattr(file, "closed", False) or not file.seekable():
+        return None
+    at = file.tell()
+    try:
+        head = _head(file)
+        if head[:4] in tiffs.HEADS:
+            return file
+        found = pictures.format_of(head)
+        if found is None:
+            return None
+        header = found.header(file)
+        return file if (header.width, header.height) == picture.size else None
+    except Exception:  # what is wrong with the file is told where it is decoded
+        return file
+    finally:
+        file.seek(at)
+
+
+def _format(head: bytes, name: str, formats: str) -> pictures.Format:
+    found = pictures.format_of(head)
+    if found is None:
+        raise FileError(f"{name}: of an unknown format; accepted are {formats}; convert it to one of them")
+    return found
+
+
+def _file_raster(file: BinaryIO, name: str, kind: str, allow_large: bool) -> Raster:
+    head = _head(file)
+    if head[:4] in tiffs.HEADS:
+        return _tiff_raster(file, name, kind, allow_large)
+    found = _format(head, name, _FORMATS[kind])
+    header = found.header(file)
+    _check_size(header.width, header.height, name, allow_large)
+    file.seek(0)
+    stored = found.decode(file.read(), name, partial(_check_size, name=name, allow_large=allow_large))
+    samples = stored.samples
+    if stored.bits is not None:
+        samples = whole_range(samples, stored.bits)
+    return Raster(_oriented(samples, header.orientation), stored.palette, stored.opacity)
 
 
 @contextmanager
@@ -315,35 +466,10 @@ def _check_size(width: int, height: int, name: str, allow_large: bool) -> None:
         )
 
 
-def _pillow(file: BinaryIO, head: bytes, name: str, formats: str) -> Image.Image:
-    """The file behind Pillow's lazy image: header read, nothing decoded.
-
-    The format's own class is called rather than ``Image.open``: that one applies ``Image.MAX_IMAGE_PIXELS``, a global
-    of the whole process which cannot be raised for one call while another thread reads. The size is checked by us.
-    """
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return PngImagePlugin.PngImageFile(file)
-    if head.startswith(b"\xff\xd8\xff"):
-        return JpegImagePlugin.JpegImageFile(file)
-    if head.startswith(b"BM"):
-        return BmpImagePlugin.BmpImageFile(file)
-    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
-        try:
-            return WebPImagePlugin.WebPImageFile(file)
-        except Image.DecompressionBombError:  # this class alone checks the global by itself (Pillow 13)
-            raise FileError(f"{name}: a WebP too large for Pillow; save it as PNG or TIFF") from None
-    raise FileError(f"{name}: of an unknown format; accepted are {formats}; convert it to one of them")
-
-
-def _pillow_raster(
-    picture: Image.Image, name: str, allow_large: bool, file: BinaryIO | None = None, head: bytes = b""
-) -> Raster:
+def _pillow_raster(picture: Image.Image, name: str, allow_large: bool) -> Raster:
     _check_size(*picture.size, name, allow_large)
     picture.load()
     orientation = _orientation(picture)
-    if file is not None and head.startswith(b"\x89PNG") and head[24] == 16:  # Pillow drops the low byte of colours
-        file.seek(0)
-        return Raster(_oriented(imagecodecs.png_decode(file.read()), orientation))
     palette = None
     if picture.mode in ("P", "PA"):
         colours = np.asarray(picture.getpalette("RGB") or [], np.uint8).reshape(-1, 3)[:256]
@@ -382,21 +508,6 @@ def _oriented(samples: Array, orientation: object) -> Array:
     return np.ascontiguousarray(turned)
 
 
-def _check_png_is_whole(file: BinaryIO, name: str) -> None:
-    """Walks the chunks to IEND: decoders take a file for whole that ends behind its last pixels."""
-    size = file.seek(0, os.SEEK_END)
-    position, kind = 8, b""
-    while kind != b"IEND":
-        file.seek(position)
-        header = file.read(8)
-        if len(header) == 8:
-            length, kind = struct.unpack(">I4s", header)
-            position += 12 + length
-        if len(header) < 8 or position > size:
-            raise FileError(f"{name}: truncated or damaged (the PNG ends before its IEND); give a complete file")
-    file.seek(0)
-
-
 def _read_npy(path: Path, name: str, allow_large: bool) -> Array:
     mapped = np.load(path, mmap_mode="r", allow_pickle=False)
     _check_size(mapped.size, 1, name, allow_large)
@@ -404,15 +515,49 @@ def _read_npy(path: Path, name: str, allow_large: bool) -> Array:
     return np.array(mapped)
 
 
-def _tiff_raster(file: BinaryIO, name: str, allow_large: bool) -> Raster:
+@contextmanager
+def open_tiff(file: BinaryIO, name: str) -> Iterator[Any]:
+    """A file as tifffile's, once its directories are known to end."""
+    tiffs.check_directories(file, name)
+    file.seek(0)
     with tifffile.TiffFile(file) as tiff:
+        yield tiff
+
+
+def _tiff_raster(file: BinaryIO, name: str, kind: str, allow_large: bool) -> Raster:
+    with open_tiff(file, name) as tiff:
         page = tiff_page(tiff, file, name, allow_large)
+        tiffs.check_segments(page, file, name)
         samples = page.asarray(squeeze=False)[:, 0]  # (planes, H, W, C); planes or C is 1
         samples = samples[0] if samples.shape[0] == 1 else np.moveaxis(samples[..., 0], 0, -1)
         samples = samples[..., 0] if samples.shape[2] == 1 else samples
+        warnings = [NODATA] if holds_nodata(page, samples, name, kind) else []
         raster = tiff_colours(page, samples, name)
         orientation = page.tags.valueof(274, 1)
-    return Raster(_oriented(raster.samples, orientation), raster.palette)
+        place = tiffs.georeference(page)
+    if place is not None and orientation in range(2, 9):
+        if place.on_earth:
+            warnings.append(f"it is stored turned or mirrored (tag 274: {orientation}), so its position is not kept")
+        place = None
+    samples = _oriented(raster.samples, orientation)
+    return Raster(samples, raster.palette, georeference=place, warnings=tuple(warnings))
+
+
+def holds_nodata(page: Any, samples: Array, name: str, kind: str) -> bool:
+    """Whether pixels of an image have the value that its TIFF gives to unknown ones, which are then refined as any.
+
+    Raises InputError: of a mask, unless that value is 0, which is background.
+    """
+    colours = samples[..., :-1] if samples.ndim == 3 and samples.shape[2] in (2, 4) else samples
+    value = tiffs.nodata(page)
+    if value is None or (kind == "mask" and value == 0) or not tiffs.holds_nodata(page, colours):
+        return False
+    if kind == "mask":
+        raise InputError(
+            f"{name}: has pixels of the value {value:g}, which its GDAL nodata tag (42113) calls unknown; accepted is "
+            "a mask of known pixels; set them to 0 or 1, or take the tag off (gdal_edit.py -unsetnodata)"
+        )
+    return True
 
 
 def tiff_page(tiff: Any, file: BinaryIO, name: str, allow_large: bool) -> Any:
@@ -444,29 +589,11 @@ def tiff_page(tiff: Any, file: BinaryIO, name: str, allow_large: bool) -> Any:
             f"{name}: a TIFF with {page.samplesperpixel} samples per pixel and depth {page.imagedepth}; accepted "
             "are one to four samples and depth 1; save the bands you mean"
         )
-    # Decoders go on without an error where JPEG strips end early or are not listed, or a tag has lost its value.
-    segments = list(zip(page.dataoffsets, page.databytecounts, strict=True))
-    lost = _lost_tags(file, tiff.tiff, page)
-    if page.is_final:
-        segments.append((page.dataoffsets[0], page.nbytes))
-    elif len(segments) < np.prod(page.chunked):
-        lost = True
-    size = file.seek(0, os.SEEK_END)
-    if lost or any(offset + count > size for offset, count in segments):
-        raise FileError(f"{name}: truncated or damaged (the TIFF ends before its pixels); give a complete file")
+    tiffs.check_page(page, file, name)
     if page.dtype is None:
         given = f"grey or RGB samples of {page.bitspersample} bits (format {page.sampleformat})"
         raise FileError(f"{name}: a TIFF of {given} is not accepted; convert it to 8-bit or 16-bit grey or RGB")
     return page
-
-
-def _lost_tags(file: BinaryIO, format: Any, page: Any) -> bool:
-    """Whether a tag that says where the pixels are and what they mean is in the directory, but could not be read."""
-    file.seek(page.offset)
-    (count,) = struct.unpack(format.tagnoformat, file.read(format.tagnosize))
-    entries = file.read(count * format.tagsize)
-    codes = {struct.unpack_from(format.byteorder + "H", entries, i * format.tagsize)[0] for i in range(count)}
-    return any(code in _TIFF_TAGS and code not in page.tags for code in codes)
 
 
 def tiff_colours(page: Any, samples: Array, name: str) -> Raster:
@@ -475,13 +602,15 @@ def tiff_colours(page: Any, samples: Array, name: str) -> Raster:
     if photometric == tifffile.PHOTOMETRIC.PALETTE:
         colours = np.asarray(page.colormap).T[:256]  # (2**bits, 3)
         palette = np.zeros((256, 3), np.uint8)
-        palette[: len(colours)] = colours if colours.max() < 256 else colours // 257  # some writers store 8 bits
+        # Some writers store 8 bits as they are, and some in the upper half of 16.
+        scale = 1 if colours.max() < 256 else 257 if (colours & 255).any() else 256
+        palette[: len(colours)] = colours // scale
         if samples.dtype.itemsize > 1 or samples.ndim > 2:
             raise FileError(f"{name}: a palette TIFF of {bits} bits; accepted are 8; convert it to RGB or grey")
         return Raster(samples.astype(np.uint8, copy=False), palette)
-    whole = 8 * samples.dtype.itemsize
-    if samples.dtype.kind == "u" and bits < whole:  # 2, 4, 10, 12, 14 bits: white is 2**bits - 1
-        samples = _scaled(samples, (2**whole - 1) / (2**bits - 1), samples.dtype)
+    samples = whole_range(samples, bits)
+    if tiffs.premultiplied(page):
+        samples = _straight(samples)
     if photometric == tifffile.PHOTOMETRIC.MINISWHITE and samples.dtype.kind in "bu":
         samples = ~samples
     elif photometric == tifffile.PHOTOMETRIC.SEPARATED and samples.ndim == 3 and samples.shape[2] == 4:
@@ -498,8 +627,8 @@ def tiff_colours(page: Any, samples: Array, name: str) -> Raster:
 # ---------------------------------------------------------------------------------------------------------- writing
 
 
-def write_mask(path: PathLike, mask: NDArray[np.bool_]) -> None:
-    """Writes a mask (H, W) bool as 0 and 255 in 8 bits: PNG, or TIFF by suffix.
+def write_mask(path: PathLike, mask: NDArray[np.bool_], *, georeference: tiffs.Georeference | None = None) -> None:
+    """Writes a mask (H, W) bool as 0 and 255 in 8 bits: PNG, or TIFF by suffix, which keeps a ``georeference``.
 
     Raises OptionError: another suffix.
     Raises InputError: the array is not (H, W) bool.
@@ -508,11 +637,15 @@ def write_mask(path: PathLike, mask: NDArray[np.bool_]) -> None:
     suffix = check_suffix(path, (".png", ".tif", ".tiff"), "a mask")
     if mask.dtype != bool or mask.ndim != 2 or mask.size == 0:
         raise InputError(f"mask: {mask.dtype} {mask.shape}; accepted is bool (H, W); threshold it, as in p > 0.5")
-    _write_pixels(path, suffix, mask.astype(np.uint8) * np.uint8(255))
+    _write_pixels(path, suffix, mask.astype(np.uint8) * np.uint8(255), georeference)
 
 
-def write_probability(path: PathLike, probability: NDArray[np.floating]) -> None:
+def write_probability(
+    path: PathLike, probability: NDArray[np.floating], *, georeference: tiffs.Georeference | None = None
+) -> None:
     """Writes probabilities (H, W) in [0, 1]: round(p * 65535) in a 16-bit PNG or TIFF, or float32 in ``.npy``.
+
+    A TIFF keeps a ``georeference``.
 
     Raises OptionError: another suffix.
     Raises InputError: the array is not (H, W) float in [0, 1].
@@ -529,7 +662,8 @@ def write_probability(path: PathLike, probability: NDArray[np.floating]) -> None
         values = probability.astype(np.float32, copy=False)
         write_atomic(path, lambda file: np.save(file, values, allow_pickle=False))
     else:
-        _write_pixels(path, suffix, np.rint(probability * np.float32(65535)).astype(np.uint16))
+        values = np.rint(probability * np.float32(65535)).astype(np.uint16)
+        _write_pixels(path, suffix, values, georeference)
 
 
 def write_image(path: PathLike, rgb: NDArray[np.uint8]) -> None:
@@ -539,7 +673,7 @@ def write_image(path: PathLike, rgb: NDArray[np.uint8]) -> None:
     Raises InputError: the array is not (H, W, 3) uint8.
     Raises FileError: the file cannot be written; an older one is then untouched.
     """
-    suffix = check_suffix(path, tuple(sorted(IMAGE_SUFFIXES)), "a picture")
+    suffix = check_suffix(path, (*sorted(_WRITTEN), ".tif", ".tiff"), "a picture")
     if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.size == 0:
         raise InputError(f"picture: {rgb.dtype} {rgb.shape}; accepted is uint8 (H, W, 3)")
     _write_pixels(path, suffix, rgb)
@@ -584,6 +718,8 @@ def identity(path: PathLike | None) -> tuple[str | int, ...]:
 def write_atomic(path: PathLike, write: Callable[[BinaryIO], object]) -> None:
     """Calls ``write`` with a temporary file beside ``path`` and moves it over ``path`` when ``write`` returns.
 
+    What a kill left of earlier calls in that folder is removed once it is older than ``STALE``.
+
     Missing folders are created, a link is followed, and the permission bits are those of the file that is replaced, or
     what the umask leaves of rw-rw-rw-. If anything is raised the temporary file is removed and ``path`` is untouched;
     what ``write`` raises passes through, except that an OSError (a full disk) becomes a FileError.
@@ -592,6 +728,7 @@ def write_atomic(path: PathLike, write: Callable[[BinaryIO], object]) -> None:
     """
     with _writing(path) as (target, old):
         target.parent.mkdir(parents=True, exist_ok=True)
+        _tidy(target.parent)
         temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
         try:
             with temporary.open("x+b") as file:
@@ -602,6 +739,17 @@ def write_atomic(path: PathLike, write: Callable[[BinaryIO], object]) -> None:
         finally:
             with suppress(OSError):  # it has been moved, was never made, or its folder is gone
                 temporary.unlink()
+
+
+@cache
+def _tidy(folder: Path) -> None:
+    """Removes temporary files of processes that were killed, which may be large; looks into a folder once."""
+    with suppress(OSError), os.scandir(folder) as entries:  # what cannot be removed is no reason not to write
+        for entry in entries:
+            if _TEMPORARY.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                with suppress(OSError):
+                    if time.time() - entry.stat(follow_symlinks=False).st_mtime > STALE:
+                        os.unlink(entry.path)
 
 
 @contextmanager
@@ -631,20 +779,13 @@ def check_suffix(path: PathLike, known: tuple[str, ...], what: str) -> str:
     return suffix
 
 
-def _write_pixels(path: PathLike, suffix: str, samples: Array) -> None:
+def _write_pixels(path: PathLike, suffix: str, samples: Array, georeference: tiffs.Georeference | None = None) -> None:
     if suffix in (".tif", ".tiff"):
         colours = "rgb" if samples.ndim == 3 else "minisblack"
         options = {"photometric": colours, "compression": "zlib", "predictor": True, "metadata": None}
+        options |= georeference.options if georeference is not None else {}
         write_atomic(path, lambda file: tifffile.imwrite(file, samples, **options))
         return
-    formats: dict[str, dict[str, Any]] = {
-        ".png": {"format": "PNG", "compress_level": _PNG_LEVEL},
-        ".bmp": {"format": "BMP"},
-        ".webp": {"format": "WEBP", "lossless": True},
-        ".jpg": {"format": "JPEG", "quality": 95},
-        ".jpeg": {"format": "JPEG", "quality": 95},
-    }
-
     height, width = samples.shape[:2]
     longest = _LONGEST_SIDE.get(suffix)
     if longest is not None and max(height, width) > longest:
@@ -653,4 +794,4 @@ def _write_pixels(path: PathLike, suffix: str, samples: Array) -> None:
             "give .png or .tif"
         )
     picture = Image.fromarray(np.ascontiguousarray(samples))
-    write_atomic(path, lambda file: picture.save(file, **formats[suffix]))
+    write_atomic(path, lambda file: picture.save(file, **_WRITTEN[suffix]))

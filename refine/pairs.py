@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 
-from refine.errors import FileError, OptionError
+from refine.errors import FileError, OptionError, listed
 
 # BIG's names: the image is <name>_im.jpg, its coarse mask <name>_seg.png, the truth <name>_gt.png.
 IMAGE_ENDING, MASK_ENDING, TRUTH_ENDING = "_im", "_seg", "_gt"
@@ -22,6 +22,53 @@ SAW = "_saw_"  # between an image's name and that of a picture of what guidance 
 MASK_WRITTEN = (".png", ".tif", ".tiff")
 PROBABILITY_WRITTEN = (*MASK_WRITTEN, ".npy")
 OVERLAY_WRITTEN = (".jpg", ".jpeg", *MASK_WRITTEN, ".bmp", ".webp")
+
+
+Key = tuple[PurePath, str]  # the sub-folder under the folder searched, and the stem, `_composed`
+
+# What a picture begins with: JPEG, PNG, GIF, TIFF, JPEG XL, JPEG 2000, Photoshop, OpenEXR, DirectDraw, QOI; the boxes
+# of AVIF, HEIF, JPEG 2000 and JPEG XL; and what may lie beside pictures and is none.
+_MAGICS = (
+    *(b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+    *(b"\xff\x0a", b"\xff\x4f\xff\x51", b"8BPS", b"\x76\x2f\x31\x01", b"DDS ", b"qoif"),
+)
+_BOXES = (b"ftypavif", b"ftypheic", b"ftypheix", b"ftypmif1", b"jP  \r\n\x87\n", b"JXL \r\n\x87\n")
+_TEXTS = frozenset(
+    {
+        ".txt",
+        ".md",
+        ".rst",
+        ".json",
+        ".jsonl",
+        ".xml",
+        ".csv",
+        ".tsv",
+        ".yaml",
+        ".yml",
+        ".toml",
+        ".ini",
+        ".cfg",
+        ".log",
+        ".html",
+        ".py",
+        ".sh",
+        ".ipynb",
+        ".pdf",
+        ".db",
+        ".zip",
+        ".tar",
+        ".gz",
+        ".sha256",
+        ".md5",
+        ".tfw",
+        ".jgw",
+        ".pgw",
+        ".wld",
+        ".prj",
+        ".ovr",
+        ".xmp",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -43,13 +90,19 @@ class Pair:
 
 @dataclass(frozen=True)
 class Found:
-    """What `find_pairs` saw: the pairs, and all that is in none."""
+    """What `find_pairs` saw: the pairs, and all that is in none.
+
+    `left_out` are pictures that would be refined if they were named otherwise: of another suffix or none, or hidden.
+    `others` are files of other kinds.
+    """
 
     pairs: list[Pair]
     many: bool  # folders or globs were given: outputs go into a folder
     ambiguous: list[tuple[Path, str]] = field(default_factory=list)  # (image, why it has no single mask)
     images_alone: list[Path] = field(default_factory=list)
     masks_alone: list[Path] = field(default_factory=list)
+    left_out: list[tuple[Path, str]] = field(default_factory=list)  # (file, why)
+    others: list[Path] = field(default_factory=list)
 
 
 def find_pairs(
@@ -64,9 +117,10 @@ def find_pairs(
 
     Folders are searched recursively, linked ones too, and images and masks matched within the same sub-folder: by stem
     (`cat.jpg`, `cat.png`) or by BIG's names. Folders in `exclude` (the outputs' own) are not searched. Two single files
-    are taken as they are. A picture named like an output, `<name>_mask.png`, is left out where `<name>` is an image,
-    unless an image and a mask of that name go together. Raises OptionError where the two do not go together, FileError
-    where many files hold no pair or a folder cannot be read.
+    are taken as they are. Hidden files and folders are not taken, but told of where they hold pairs. Brackets in a glob
+    are taken as they are where a folder is called so. A picture named like an output, `<name>_mask.png`, is left out
+    where `<name>` is an image, unless an image and a mask of that name go together. Raises OptionError where the two do
+    not go together, FileError where many files hold no pair or a folder cannot be read.
     """
     kinds = {_kind(image), _kind(mask) if mask is not None else _kind(image)}
     if mask is None or len(kinds) > 1:
@@ -87,19 +141,53 @@ def find_pairs(
     mask = image if mask is None else mask
     roots = [Path(path) for path in (image, mask) if _kind(path) == "folder"]
     closed = [*roots, *exclude]
-    images = _group(image, image_suffixes, closed)
-    masks = _group(mask, mask_suffixes, closed)
+    seen = [_search(source, suffixes, closed) for source, suffixes in ((image, image_suffixes), (mask, mask_suffixes))]
+    images, masks = (files.groups for files in seen)
+    others = seen[0].others if one_folder else [*seen[0].others, *seen[1].others]
     if one_folder:
+        big = {
+            path
+            for groups, ending in ((images, IMAGE_ENDING), (masks, MASK_ENDING))
+            for key, paths in groups.items()
+            if _is_big(key[1], ending)
+            for path in paths
+        }
+        others += sorted({path for groups in (images, masks) for paths in groups.values() for path in paths} - big)
         images = {key: paths for key, paths in images.items() if _is_big(key[1], IMAGE_ENDING)}
         masks = {key: paths for key, paths in masks.items() if _is_big(key[1], MASK_ENDING)}
     names = {(folder, _name(stem)) for folder, stem in images} | set(images)
     found = _match(_without_outputs(images, masks, names), _without_outputs(masks, images, names))
+    left_out = [] if one_folder else _left_out(*seen)
+    left_out += _hidden_pairs(*seen)
     if not found.pairs and not found.ambiguous:
-        raise FileError(
-            f"no image and mask belong together: {_count(images, 'image')} in {image!r}, {_count(masks, 'mask')} in"
-            f" {mask!r}; accepted are the same name in two folders or globs (cat.jpg, cat.png) and *_im with *_seg"
-        )
-    return found
+        raise FileError(_nothing(image, mask, images, masks, others, left_out, one_folder=one_folder))
+    named = {path for path, _ in left_out}
+    return replace(found, left_out=left_out, others=[path for path in others if path not in named])
+
+
+def _nothing(
+    image: str,
+    mask: str,
+    images: dict[Key, list[Path]],
+    masks: dict[Key, list[Path]],
+    others: list[Path],
+    left_out: list[tuple[Path, str]],
+    *,
+    one_folder: bool,
+) -> str:
+    """Why no image has a mask, and what to do."""
+    counts = f"{_count(images, 'image')} in {image!r}, {_count(masks, 'mask')} in {mask!r}"
+    rest = f"; beside them {listed(others, 3)}" if others else ""
+    rest += "".join(f"; {path} is left out ({why})" for path, why in left_out[:1])
+    if one_folder:
+        remedy = "name them *_im and *_seg, or give the folder of the masks as well"
+        return f"no image and mask belong together: {counts} by the names *_im and *_seg{rest}; {remedy}"
+    if not masks:
+        rest += "; every image needs a coarse mask, as from a network or a thresholding"
+    if any("[" in word and _kind(word) == "glob" for word in (image, mask)):
+        rest += "; in a glob [ ] is a set of letters, write [[] for a bracket"
+    accepted = "accepted are the same name in two folders or globs (cat.jpg, cat.png) and *_im with *_seg"
+    return f"no image and mask belong together: {counts}{rest}; {accepted}"
 
 
 def with_outputs(
@@ -160,7 +248,7 @@ def find_images(folder: Path, suffixes: Collection[str]) -> list[Path]:
     """
     if not os.path.isdir(folder):
         raise FileError(f"{folder}: no such folder; give a folder of pictures")
-    groups = _group(str(folder), suffixes, ())
+    groups = _search(str(folder), suffixes, ()).groups
     images = {key: paths for key, paths in groups.items() if _is_big(key[1], IMAGE_ENDING)} or groups
     names = {(place, _name(stem)) for place, stem in images}
     paths = sorted(path for paths in _without_outputs(images, {}, names).values() for path in paths)
@@ -169,28 +257,78 @@ def find_images(folder: Path, suffixes: Collection[str]) -> list[Path]:
     return paths
 
 
-Key = tuple[PurePath, str]  # the sub-folder under the folder searched, and the stem, `_composed`
-
-
 def _kind(path: str) -> str:
     if os.path.isdir(path):
         return "folder"
     return "glob" if any(c in path for c in "*?[") and not os.path.exists(path) else "file"
 
 
-def _group(source: str, suffixes: Collection[str], closed: Iterable[Path]) -> dict[Key, list[Path]]:
-    groups: dict[Key, list[Path]] = defaultdict(list)
+@dataclass(frozen=True)
+class _Files:
+    """The files of a folder or glob."""
+
+    groups: dict[Key, list[Path]] = field(default_factory=lambda: defaultdict(list))  # of the suffixes wanted
+    others: list[Path] = field(default_factory=list)
+    hidden: dict[Key, list[Path]] = field(default_factory=lambda: defaultdict(list))  # of the suffixes wanted
+    root: Path = Path()
+
+    def key(self, path: Path) -> Key:
+        return PurePath(_composed(os.fspath(path.parent.relative_to(self.root)))), _composed(path.stem)
+
+
+def _search(source: str, suffixes: Collection[str], closed: Iterable[Path]) -> _Files:
     if _kind(source) == "folder":
         root, paths = Path(source), list(_walk(Path(source), closed))
     else:
+        # What exists as it is written is meant so, brackets and all.
         parts = Path(source).parts
-        fixed = next(i for i, part in enumerate(parts) if any(c in part for c in "*?["))
-        root, paths = Path(*parts[:fixed]), [Path(path) for path in glob.glob(source, recursive=True)]
+        fixed = next(i for i in range(len(parts)) if not os.path.exists(Path(*parts[: i + 1])))
+        root = Path(*parts[:fixed])
+        pattern = os.path.join(glob.escape(os.fspath(root)) if fixed else "", *parts[fixed:])
+        paths = [Path(path) for path in glob.glob(pattern, recursive=True)]
+    files = _Files(root=root)
     for path in sorted(paths):
-        dead = path.is_symlink() and not path.exists()  # fails as it is read, for itself alone
-        if path.suffix.lower() in suffixes and (path.is_file() or dead):
-            groups[PurePath(_composed(os.fspath(path.parent.relative_to(root)))), _composed(path.stem)].append(path)
-    return groups
+        hidden = any(part[0] == "." for part in path.relative_to(root).parts)
+        if path.suffix.lower() in suffixes:
+            dead = path.is_symlink() and not path.exists()  # fails as it is read, for itself alone
+            if path.is_file() or dead:
+                (files.hidden if hidden and _kind(source) == "folder" else files.groups)[files.key(path)].append(path)
+        elif not hidden and path.is_file():
+            files.others.append(path)
+    return files
+
+
+def _left_out(images: _Files, masks: _Files) -> list[tuple[Path, str]]:
+    """Files of suffixes that are not read which are pictures by their content, or have the only name of a partner."""
+    left_out = []
+    for mine, partners in ((images, masks), (masks, images)):
+        for path in mine.others:
+            key, suffix = mine.key(path), path.suffix.lower()
+            if key in mine.groups or suffix in _TEXTS:  # what is read of that name is there
+                continue
+            if _is_picture(path) or (key in partners.groups and suffix):
+                left_out.append((path, f"the suffix {path.suffix} is not read" if suffix else "no suffix"))
+    return left_out
+
+
+def _hidden_pairs(images: _Files, masks: _Files) -> list[tuple[Path, str]]:
+    return [
+        (path, "hidden")
+        for key, paths in images.hidden.items()
+        for path in paths
+        if (key in masks.hidden or key in masks.groups) and _is_picture(path)
+        if path not in masks.hidden.get(key, ())
+    ]
+
+
+def _is_picture(path: Path) -> bool:
+    """Whether a file's first bytes are those of a picture in a known format, be it one that is read or not."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+    except OSError:
+        return False
+    return head.startswith(_MAGICS) or head[4:12] in _BOXES or (head[:2] == b"BM" and head[6:10] == bytes(4))
 
 
 def _composed(name: str) -> str:
@@ -207,10 +345,10 @@ def _walk(root: Path, closed: Iterable[Path]) -> Iterator[Path]:
             continue
         for folder, subfolders, files in os.walk(top, onerror=_refuse):
             done.add(os.path.realpath(folder))
-            paths = [os.path.join(folder, sub) for sub in subfolders if sub[0] != "."]
+            paths = [os.path.join(folder, sub) for sub in subfolders]
             tops += filter(os.path.islink, paths)
             subfolders[:] = [os.path.basename(path) for path in paths if os.path.realpath(path) not in done]
-            yield from (Path(folder, file) for file in files if file[0] != ".")
+            yield from (Path(folder, file) for file in files)
 
 
 def _refuse(error: OSError) -> None:

@@ -13,6 +13,7 @@ from refine import io
 from refine.errors import InputError
 from refine.io import Source
 from refine.slides import MaskOf, Slide
+from refine.tiffs import Georeference, elsewhere
 from refine.values import meaning
 
 if TYPE_CHECKING:
@@ -30,6 +31,10 @@ class Pair:
     """(H, W, 3) RGB, contiguous."""
     mask: NDArray[np.float32]
     """(H, W) in [0, 1], contiguous; soft where it was soft or has been enlarged."""
+    georeference: Georeference | None = None
+    """The image's place on Earth and resolution, if its file says them."""
+    warnings: tuple[str, ...] = ()
+    """What the caller should know of the files."""
 
 
 def prepare(image: NDArray[Any] | Source, coarse_mask: NDArray[Any] | Source, *, allow_large: bool = False) -> Pair:
@@ -38,8 +43,18 @@ def prepare(image: NDArray[Any] | Source, coarse_mask: NDArray[Any] | Source, *,
     Raises InputError: either is not what is accepted, or the mask does not fit the picture.
     Raises FileError: a file cannot be read, or is larger than ``io.MAX_PIXELS`` and ``allow_large`` is not set.
     """
-    picture = as_image(image, allow_large=allow_large)
-    return Pair(picture, as_mask(coarse_mask, picture.shape[:2], allow_large=allow_large))
+    picture = _picture(image, allow_large)
+    mask = as_mask(coarse_mask, picture.rgb.shape[:2], allow_large=allow_large)
+    warnings = picture.warnings
+    if picture.georeference is not None and not isinstance(coarse_mask, np.ndarray):
+        warnings += elsewhere(picture.georeference, io.read_georeference(coarse_mask))
+    return Pair(picture.rgb, mask, picture.georeference, warnings)
+
+
+def _picture(image: NDArray[Any] | Source, allow_large: bool) -> io.Picture:
+    if isinstance(image, np.ndarray):
+        return io.Picture(io.rgb8(image, "image"))
+    return io.read_picture(image, allow_large=allow_large)
 
 
 def as_image(image: NDArray[Any] | Source, *, allow_large: bool = False) -> NDArray[np.uint8]:
@@ -51,9 +66,7 @@ def as_image(image: NDArray[Any] | Source, *, allow_large: bool = False) -> NDAr
     Raises InputError: another shape, type or range; no pixels; NaN.
     Raises FileError: a file cannot be read, or is larger than ``io.MAX_PIXELS`` and ``allow_large`` is not set.
     """
-    if isinstance(image, np.ndarray):
-        return io.rgb8(image, "image")
-    return io.read_image(image, allow_large=allow_large)
+    return _picture(image, allow_large).rgb
 
 
 def as_mask(mask: NDArray[Any] | Source, size: tuple[int, int], *, allow_large: bool = False) -> NDArray[np.float32]:

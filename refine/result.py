@@ -1,6 +1,7 @@
 """What a refinement gives back: the mask, the probability it was cut from, and how it came about."""
 
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Self
@@ -11,6 +12,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from refine import io
 from refine.errors import InputError
+from refine.tiffs import Georeference
 
 _TINT = (255, 45, 85)  # a red that is rare in photographs
 _LINE = (255, 255, 255)
@@ -111,6 +113,8 @@ class Refined:
     """The probability (h, w) after each step of the cascade, by its scale; empty unless it was asked for."""
     guidance: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
     """Pictures (h, w, 3) of what guidance saw, by name; empty unless they were asked for."""
+    georeference: Georeference | None = None
+    """The image's place on Earth and resolution, which a TIFF keeps; None if its file said nothing of them."""
 
     @classmethod
     def of(
@@ -120,11 +124,12 @@ class Refined:
         *,
         scales: Mapping[float, NDArray[np.float32]] | None = None,
         guidance: Mapping[str, NDArray[np.uint8]] | None = None,
+        georeference: Georeference | None = None,
     ) -> Self:
         """The result whose probability (H, W) float32 in [0, 1] this is."""
         assert probability.ndim == 2, probability.shape
         assert probability.dtype == np.float32, probability.dtype
-        return cls(probability > 0.5, probability, report, dict(scales or {}), dict(guidance or {}))
+        return cls(probability > 0.5, probability, report, dict(scales or {}), dict(guidance or {}), georeference)
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         """The mask; without ``copy`` it is this object's own array unless ``dtype`` needs another."""
@@ -135,12 +140,26 @@ class Refined:
         return self.mask.astype(dtype)
 
     def save(self, path: io.PathLike) -> None:
-        """Writes the mask as 0 and 255 in 8 bits (.png, .tif, .tiff); see :func:`refine.io.write_mask`."""
-        io.write_mask(path, self.mask)
+        """Writes the mask as 0 and 255 in 8 bits (.png, .tif, .tiff); see :func:`refine.io.write_mask`.
+
+        Warns (UserWarning) where the image has a place on Earth and the file is no TIFF, which alone keeps it.
+        """
+        io.write_mask(path, self.mask, georeference=self.georeference)
+        self._warn_of_place(path)
 
     def save_probability(self, path: io.PathLike) -> None:
-        """Writes the probability (.png, .tif, .tiff in 16 bits, .npy); see :func:`refine.io.write_probability`."""
-        io.write_probability(path, self.probability)
+        """Writes the probability (.png, .tif, .tiff in 16 bits, .npy); see :func:`refine.io.write_probability`.
+
+        Warns as :meth:`save` does.
+        """
+        io.write_probability(path, self.probability, georeference=self.georeference)
+        self._warn_of_place(path)
+
+    def _warn_of_place(self, path: io.PathLike) -> None:
+        suffix = os.path.splitext(os.fsdecode(path))[1].lower()
+        if self.georeference is not None and self.georeference.on_earth and suffix not in (".tif", ".tiff"):
+            text = f"{os.fsdecode(path)}: the image's place on Earth is not kept in {suffix}; save it as .tif"
+            warnings.warn(text, stacklevel=3)
 
     def overlay(self, image: NDArray[Any] | io.Source) -> NDArray[np.uint8]:
         """The picture (H, W, 3) uint8 RGB with the mask tinted and outlined, for looking at.

@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
+from io import BytesIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 from weakref import WeakSet
 
 import cv2
@@ -26,7 +27,7 @@ import numpy as np
 import tifffile
 from numpy.typing import DTypeLike, NDArray
 
-from refine import io
+from refine import io, tiffs
 from refine.errors import FileError, InputError, RefineError, one_of
 from refine.io import PathLike
 from refine.tiles import Window
@@ -67,6 +68,7 @@ class Slide:
     def __init__(self, path: PathLike, *, cache: int = 2**26) -> None:
         self._name = os.fsdecode(path)
         self._cache, self._cached = cache, 0  # bytes
+        self._unknown = False  # whether pixels without data have been read
         self._segments: OrderedDict[int, Array] = OrderedDict()  # decoded, the latest last
         self._lock = threading.Lock()
         with ExitStack() as stack:
@@ -74,7 +76,7 @@ class Slide:
             _check_is_tiff(self._file.read(16), self._name)
             self._file.seek(0)
             with io.decoding(self._name, _TIFF):
-                tiff = stack.enter_context(tifffile.TiffFile(self._file))
+                tiff = stack.enter_context(io.open_tiff(self._file, self._name))
                 self._page = _checked_page(tiff, self._file, self._name)
                 self._mapped = self._page.is_final
                 self._grid = _grid(self._page, self._mapped, self._name)
@@ -90,6 +92,16 @@ class Slide:
     def size(self) -> tuple[int, int]:
         """(H, W) of the picture."""
         return self._page.imagelength, self._page.imagewidth
+
+    @property
+    def georeference(self) -> tiffs.Georeference | None:
+        """Where it lies on Earth, and its resolution; None if the file says nothing of them."""
+        return tiffs.georeference(self._page)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the caller should know of the windows read so far."""
+        return (io.NODATA,) if self._unknown else ()
 
     @property
     def excess(self) -> int:
@@ -141,7 +153,7 @@ class Slide:
 
     def _colours(self, window: Window) -> Array:
         """Grey or RGB, (h, w) or (h, w, 1 | 3), over the range of their type."""
-        raster = self._raster(window)
+        raster = self._raster(window, "image")
         if raster.palette is not None:
             return np.take(raster.palette, raster.samples, axis=0)
         samples = _opaque(raster.samples)
@@ -161,7 +173,7 @@ class Slide:
 
     def _values(self, window: Window) -> Array:
         """Values (h, w) of a mask as `refine.io.read_mask` gives them."""
-        raster = self._raster(window)
+        raster = self._raster(window, "mask")
         if raster.palette is not None:
             return self._greys[raster.samples]
         return io.grey(_opaque(raster.samples), self._name)
@@ -171,7 +183,7 @@ class Slide:
         """(256,): the value of each index of a mask's palette, by io's rule for the indices that are used."""
         used, greys, palette = np.zeros(256, bool), np.zeros(256, np.uint8), None
         for band in self._bands():
-            raster = self._raster(band)
+            raster = self._raster(band, "mask")
             used[distinct(raster.samples, 255)] = True
             palette = raster.palette
         assert palette is not None
@@ -189,20 +201,22 @@ class Slide:
         """Refuses a mask of one colour whose content is its alpha channel, as `refine.io.grey` does."""
         ends: list[Array] = []
         for band in self._bands():
-            samples = self._raster(band).samples
+            samples = self._raster(band, "mask").samples
             ends += samples.min((0, 1)), samples.max((0, 1))
             if samples.shape[2] == 3 or len({end[0] for end in ends}) > 1:  # inks, which become RGB; or no one colour
                 return
         io.grey(np.array([ends]), self._name)
 
-    def _raster(self, window: Window) -> io.Raster:
+    def _raster(self, window: Window, kind: str) -> io.Raster:
         height, width = self.size
         assert 0 <= window.top < window.bottom <= height, (window, self.size)
         assert 0 <= window.left < window.right <= width, (window, self.size)
         with io.decoding(self._name, _TIFF):
             with self._lock:
                 samples = self._mapped_samples(window) if self._mapped else self._decoded_samples(window)
-            return io.tiff_colours(self._page, samples[..., 0] if samples.shape[2] == 1 else samples, self._name)
+            samples = samples[..., 0] if samples.shape[2] == 1 else samples
+            self._unknown |= io.holds_nodata(self._page, samples, self._name, kind)
+            return io.tiff_colours(self._page, samples, self._name)
 
     @cached_property
     def _rows(self) -> int:
@@ -259,6 +273,7 @@ class Slide:
         if page.dataoffsets[index] and page.databytecounts[index]:
             self._file.seek(page.dataoffsets[index])
             data = self._file.read(page.databytecounts[index])
+            tiffs.check_segment(page, data, index, self._name)
         segment, _, shape = page.decode(data, index, jpegtables=page.jpegtables, jpegheader=page.jpegheader)
         return np.full(shape[1:], page.nodata, page.dtype) if segment is None else segment[0]
 
@@ -278,7 +293,7 @@ class MaskOf:
 
 
 def _check_is_tiff(head: bytes, name: str) -> None:
-    if head[:4] in io.TIFF_HEADS:
+    if head[:4] in tiffs.HEADS:
         return
     known = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"BM": "BMP", b"RIFF": "WebP", b"\x93NUMPY": ".npy"}
     given = next((f"a {known[magic]} file" for magic in known if head.startswith(magic)), "of an unknown format")
@@ -342,12 +357,14 @@ def write_mask_stream(
     rows: Callable[[int, int], NDArray[np.bool_]],
     *,
     compression: str = "deflate",
+    georeference: tiffs.Georeference | None = None,
 ) -> None:
     """Writes a mask of ``size`` (H, W) as 0 and 255 in 8 bits, a TIFF with tiles, band by band.
 
     ``rows(top, bottom)`` gives the mask (bottom - top, W) bool of some rows; it is asked from the top to the bottom,
     once for each row of tiles, and no more than one band is held. BigTIFF is written where the pixels would not fit
-    into a TIFF uncompressed. ``compression`` is deflate, zstd or none. The file is on the disk when this returns.
+    into a TIFF uncompressed. ``compression`` is deflate, zstd or none; a ``georeference`` is kept. The file is on the
+    disk when this returns.
 
     Raises OptionError: a suffix other than .tif and .tiff, or an unknown compression.
     Raises InputError: no pixels, or ``rows`` gives something else.
@@ -382,6 +399,7 @@ def write_mask_stream(
                 compression=_COMPRESSIONS[compression],
                 metadata=None,
                 maxworkers=1,  # more would gather hundreds of megabytes of tiles first
+                **(georeference.options if georeference is not None else {}),
             )
         file.flush()
         os.fsync(file.fileno())
@@ -402,18 +420,24 @@ class Workspace:
     A new folder is made where there is none or an empty one. One process works in it at a time. Of arrays that are
     larger than memory no more is in it than was read and written since the last step.
 
-    Raises FileError: the folder holds another job's work, something else, or less than its journal says; another
-    process works in it; it cannot be written to.
+    Raises FileError: the folder is a link, or holds another job's work, something else, or less than its journal says;
+    its journal is damaged; another process works in it; it cannot be written to. Nothing in it is deleted then.
     """
 
     def __init__(self, folder: PathLike, key: dict[str, Any]) -> None:
         self._name = os.fsdecode(folder)
         self._folder = Path(self._name)
         with self._writing(), ExitStack() as stack:
+            journal = self._path(_JOURNAL)
+            for path in (self._folder, journal):
+                if path.is_symlink():  # what is behind it is not ours to delete from
+                    raise FileError(f"{path}: is a link, where a folder of this program is wanted; remove the link")
             self._folder.mkdir(parents=True, exist_ok=True)
-            if not self._path(_JOURNAL).exists() and any(self._folder.iterdir()):
+            if not journal.exists() and any(self._folder.iterdir()):
                 raise FileError(f"{self._name}: holds files of something else; give a new folder or an empty one")
-            self._journal = stack.enter_context(self._path(_JOURNAL).open("a+b", buffering=0))
+            if journal.exists() and not journal.is_file():
+                raise FileError(f"{journal}: is no file; delete the folder {self._name}")
+            self._journal = stack.enter_context(journal.open("a+b", buffering=0))
             self._lock()
             self._records = self._resume(key)
             stack.pop_all()
@@ -422,29 +446,50 @@ class Workspace:
     def array(self, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> "np.memmap[Any, Any]":
         """The array of a name, on disk and writable: as it was left, or new and zero.
 
-        A new one takes disk space only where it is written. Space for all of it must be free nevertheless: a disk that
-        is full when a page of a mapped file is written kills the process, and no error could say so.
+        A new one takes all of its disk space at once: a disk that is full when a page of a mapped file is written kills
+        the process, and no error could say so.
 
-        Raises FileError: it does not fit on the disk, has another shape or type, or cannot be written.
+        Raises FileError: it does not fit on the disk, has another shape or type, is damaged, or cannot be written.
         """
         path = self._path(f"{name}.npy")
         dtype = np.dtype(dtype)
+        head = _npy_head(shape, dtype)
+        size = len(head) + math.prod(shape) * dtype.itemsize
         with self._writing():
-            if not path.exists():
-                self._check_space(name, int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
+            if not os.path.lexists(path):
+                self._check_space(name, size)
                 part = path.with_suffix(".part")
-                np.lib.format.open_memmap(part, "w+", dtype, shape)
+                part.unlink(missing_ok=True)
+                with part.open("xb") as file:
+                    file.write(head)
+                    file.truncate(size)
+                    _allocate(file, size)
                 part.replace(path)
                 self._sync_folder()
-            try:
-                array = np.lib.format.open_memmap(path, "r+")
-            except ValueError as error:
-                raise FileError(f"{path}: damaged ({error}); delete the folder {self._name}") from error
-        if (array.shape, array.dtype) != (shape, dtype):
-            given, wanted = f"{array.dtype} {array.shape}", f"{dtype} {shape}"
-            raise FileError(f"{path}: holds {given} where {wanted} is wanted; delete the folder {self._name}")
+            if path.is_symlink() or not path.is_file():
+                raise FileError(f"{path}: is no file of this program; delete the folder {self._name}")
+            with path.open("r+b") as file:
+                self._check_array(file, path, head, size, (shape, dtype))
+                _allocate(file, size)  # as it was left by a version that did not, or copied without its holes
+                array = np.memmap(file, dtype, "r+", len(head), shape)
         self._maps.add(array._mmap)  # type: ignore[attr-defined]
         return array
+
+    def _check_array(
+        self, file: BinaryIO, path: Path, head: bytes, size: int, wanted: tuple[tuple[int, ...], np.dtype[Any]]
+    ) -> None:
+        if file.read(len(head)) == head and os.fstat(file.fileno()).st_size == size:
+            return
+        file.seek(0)
+        try:
+            np.lib.format.read_magic(file)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        except Exception as error:  # numpy raises whatever its parser does
+            raise FileError(f"{path}: damaged ({type(error).__name__}); delete the folder {self._name}") from error
+        given, asked = f"{dtype} {shape}", f"{wanted[1]} {wanted[0]}"
+        if given == asked:
+            raise FileError(f"{path}: damaged (of another length than it says); delete the folder {self._name}")
+        raise FileError(f"{path}: holds {given} where {asked} is wanted; delete the folder {self._name}")
 
     def done(self, step: str) -> bool:
         """Whether a step was marked, now or in a run before."""
@@ -488,7 +533,8 @@ class Workspace:
         Raises FileError: something cannot be deleted.
         """
         with self._writing():
-            self._clear()
+            self._journal.seek(0)
+            self._clear(len(self._journal.readline()))
             self.close()
             self._path(_JOURNAL).unlink()
             with suppress(OSError):  # files that are not ours stay, and so does their folder
@@ -536,17 +582,19 @@ class Workspace:
         data = self._journal.read()
         entries, end = _whole_lines(data)
         first = {"key": json.loads(json.dumps(key))}
-        known = entries[0].get("key") if entries and isinstance(entries[0], dict) else None
+        known = entries[0].get("key") if entries and isinstance(entries[0], dict) and len(entries[0]) == 1 else None
+        # A kill may tear the first line: then nothing is there but the journal, for arrays come behind that line.
         torn = not entries and _line(first).startswith(data)
-        idle = len(entries) == 1 and isinstance(known, dict) and known != first["key"]  # another job's, without a step
-        if torn or idle:
-            self._clear()
-            self._append(first)
-            self._sync_folder()
+        if torn and not any(path.name != _JOURNAL for path in self._folder.iterdir()):
+            self._begin(first)
             return {}
-        if not isinstance(known, dict):
+        if not isinstance(known, dict) or end < data.rfind(b"\n") + 1 or not all(map(_is_step, entries[1:])):
             raise FileError(f"{self._name}: its journal is damaged; delete the folder or give another one")
         if known != first["key"]:
+            if len(entries) == 1:  # another job's, without a step
+                self._clear(end)
+                self._begin(first)
+                return {}
             other = ", ".join(sorted(k for k in {*known, *key} if known.get(k) != first["key"].get(k)))
             raise FileError(
                 f"{self._name}: holds the work of another run, which differs in {other}; delete the folder, or choose "
@@ -558,15 +606,24 @@ class Workspace:
         self._journal.truncate(end)
         return {entry["step"]: entry.get("record", {}) for entry in entries[1:]}
 
+    def _begin(self, first: dict[str, Any]) -> None:
+        """A journal of a key, without steps."""
+        self._journal.truncate(0)
+        self._append(first)
+        self._sync_folder()
+
     def _append(self, entry: dict[str, Any]) -> None:
         line = _line(entry)
         while line:
             line = line[self._journal.write(line) :]
         os.fsync(self._journal.fileno())
 
-    def _clear(self) -> None:
-        """Forgets the steps, then deletes the arrays: in this order a kill leaves nothing that seems to be done."""
-        self._journal.truncate(0)
+    def _clear(self, first: int) -> None:
+        """Forgets the steps, then deletes the arrays: in this order a kill leaves nothing that seems to be done.
+
+        The ``first`` bytes of the journal, the line of its key, stay: by them the folder is known to be ours.
+        """
+        self._journal.truncate(first)
         os.fsync(self._journal.fileno())
         for path in [*self._folder.glob("*.npy"), *self._folder.glob("*.part")]:
             path.unlink()
@@ -601,13 +658,38 @@ def _whole_lines(data: bytes) -> tuple[list[Any], int]:
     """Entries of a journal up to the first one that is torn, and the bytes they take."""
     entries: list[Any] = []
     end = 0
-    for line in data.splitlines(keepends=True):
+    for line in data.split(b"\n")[:-1]:
         try:
-            entry = json.loads(line)
-        except ValueError:
+            entries.append(json.loads(line))
+        except (ValueError, RecursionError):
             break
-        if not line.endswith(b"\n"):
-            break
-        entries.append(entry)
-        end += len(line)
+        end += len(line) + 1
     return entries, end
+
+
+def _is_step(entry: Any) -> bool:
+    """Whether an entry of a journal is a step as :meth:`Workspace.mark` writes it."""
+    if not isinstance(entry, dict) or not {"step", "arrays"} <= entry.keys() <= {"step", "arrays", "record"}:
+        return False
+    names, record = entry["arrays"], entry.get("record", {})
+    return (
+        isinstance(entry["step"], str)
+        and isinstance(names, list)
+        and all(isinstance(name, str) and name == os.path.basename(name) and "\0" not in name for name in names)
+        and isinstance(record, dict)
+        and all(type(value) in (int, float) and abs(value) < 2**63 for value in record.values())
+    )
+
+
+def _npy_head(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
+    """What a .npy file of an array begins with."""
+    stream = BytesIO()
+    described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(stream, described)
+    return stream.getvalue()
+
+
+def _allocate(file: BinaryIO, size: int) -> None:
+    """Takes disk space for all of a file, which keeps its content; OSError where there is none."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)

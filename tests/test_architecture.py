@@ -14,7 +14,8 @@ PACKAGE = ROOT / "refine"
 # From the ground up. A module may import what stands on a line above its own; a package is all of its modules.
 LAYERS = (
     ("errors",),
-    ("config", "isolation", "ranges", "values", "memory", "versions", "texts"),
+    ("config", "isolation", "ranges", "values", "memory", "versions", "texts", "streams"),
+    ("pictures", "tiffs"),
     ("io", "coords", "tiles", "planes", "slides", "blocks", "result", "metrics", "checkpoint", "pairs", "devices"),
     ("download", "embedding"),
     ("models",),

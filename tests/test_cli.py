@@ -447,6 +447,72 @@ def test_an_ambiguous_match_fails_for_that_image_only(run: Run, engine: Engine) 
     assert "1 refined, 0 skipped, 2 failed" in outcome.err
 
 
+def test_a_picture_that_is_left_out_is_a_failure_and_other_files_are_counted(run: Run, engine: Engine) -> None:
+    pairs("a", "b")
+    Path("i/b.png").rename("i/b")
+    coarse("m/.sub/c.png")
+    picture("i/.sub/c.jpg")
+    Path("i/README").write_text("mine")
+    left_out = "error: 2 pictures left out: i/b (no suffix), i/.sub/c.jpg (hidden); rename or convert what you mean"
+    others = "1 other file left alone: i/README"
+    outcome = run("i", "m", "-o", "out")
+    assert outcome.code == 1
+    assert outcome.err.splitlines()[:3] == [left_out, "warning: 1 mask without an image left out: m/b.png", others]
+    assert run("i", "m", "-o", "out", "-q").err == f"{left_out}\n"
+    outcome = run("i", "m", "-o", "out", "--json")
+    assert outcome.code == 1
+    assert "1 refined, 0 skipped, 0 failed, 2 left out" in outcome.err
+    lines = [json.loads(line) for line in outcome.out.splitlines()]
+    assert [line for line in lines if line["status"] == "left out"] == [
+        {"status": "left out", "image": "i/b", "reason": "no suffix"},
+        {"status": "left out", "image": "i/.sub/c.jpg", "reason": "hidden"},
+        {"status": "left out", "mask": "m/b.png", "reason": "without an image"},
+        {"status": "left out", "files": 1, "names": ["i/README"], "reason": "files of other kinds"},
+    ]
+
+
+def test_a_plan_tells_of_what_is_left_out_and_of_missing_masks(run: Run) -> None:
+    pairs("a", "b")
+    Path("i/b.png").rename("i/b")
+    Path("empty").mkdir()
+    outcome = run("i", "m", "-o", "out", "--dry-run")
+    assert outcome.code == 1
+    assert outcome.out.startswith("i/a.png: ")
+    assert outcome.err.startswith("error: 1 picture left out: i/b (no suffix); rename or convert what you mean\n")
+    assert_refused(run("i", "empty", "-o", "out", "--dry-run"), 1, "0 masks in 'empty'", "every image needs a coarse")
+
+
+def test_an_empty_output_is_none_for_skip_existing(run: Run, engine: Engine) -> None:
+    pairs("a", "b")
+    Path("out").mkdir()
+    Path("out/a_mask.png").touch()
+    coarse("out/b_mask.png")
+    outcome = run("i", "m", "-o", "out", "--skip-existing")
+    assert "1 refined, 1 skipped, 0 failed" in outcome.err
+    assert opened("out/a_mask.png").shape == (4, 6)
+
+
+@pytest.mark.parametrize("suffix", ["jpe", "jfif", "gif"])
+def test_pictures_of_rarer_suffixes_are_refined(run: Run, engine: Engine, suffix: str) -> None:
+    coarse("m/a.png")
+    Path("i").mkdir()
+    Image.new("RGB", (6, 4), (200, 0, 0)).save(f"i/a.{suffix}", "GIF" if suffix == "gif" else "JPEG")
+    outcome = run("i", "m", "-o", "out")
+    assert (outcome.code, engine.refined) == (0, 1)
+
+
+def test_a_position_that_png_does_not_hold_is_told(run: Run) -> None:
+    tags = [(33550, 12, 3, (1.0, 1.0, 0.0), True), (33922, 12, 6, (0.0, 0.0, 0.0, 5e5, 46e5, 0.0), True)]
+    Path("i").mkdir()
+    tifffile.imwrite("i/a.tif", np.full((4, 6, 3), 200, np.uint8), photometric="rgb", extratags=tags)
+    coarse("m/a.png")
+    outcome = run("i/a.tif", "m/a.png", "-o", "a.png", "--model", "coarse", "--json")
+    text = "a.png: the image's place on Earth is not kept in .png; save it as .tif"
+    assert f"warning: i/a.tif: {text}" in outcome.err
+    assert json.loads(outcome.out)["report"]["warnings"][-1] == text
+    assert "place on Earth" not in run("i/a.tif", "m/a.png", "-o", "a.tif", "--model", "coarse").err
+
+
 def test_files_without_a_partner_are_told_and_no_failure(run: Run, engine: Engine) -> None:
     pairs("a")
     for number in range(7):

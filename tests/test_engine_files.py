@@ -62,6 +62,46 @@ def test_window_by_window_is_the_whole(refiner, files, tmp_path, options):
     np.testing.assert_allclose(in_memory.probability, whole.probability, atol=1e-5)
 
 
+def test_place_and_resolution_are_kept_in_memory_and_by_windows(refiner, files, tmp_path):
+    tags = [(33550, 12, 3, (10.0, 10.0, 0.0), True), (33922, 12, 6, (0.0, 0.0, 0.0, 5e5, 46e5, 0.0), True)]
+    keys = (1, 1, 0, 3, 1024, 0, 1, 1, 1025, 0, 1, 1, 3072, 0, 1, 32631)
+    tags.append((34735, 3, 16, keys, True))
+    codes = (282, 283, 296, 33550, 33922, 34735)
+    image, mask = tmp_path / "im.tif", tmp_path / "seg.tif"
+    picture = tifffile.imread(files[0])[:200, :240]
+    tifffile.imwrite(image, picture, photometric="rgb", extratags=tags, resolution=((300, 1), (300, 1)))
+    elsewhere = [(33922, 12, 6, (0.0, 0.0, 0.0, 6e5, 46e5, 0.0), True), *(tag for tag in tags if tag[0] != 33922)]
+    tifffile.imwrite(mask, tifffile.imread(files[1])[:200, :240], extratags=elsewhere)
+
+    def kept(path: Path) -> dict[int, object]:
+        with tifffile.TiffFile(path) as tiff:
+            return {tag.code: tag.value for tag in tiff.pages[0].tags if tag.code in codes}
+
+    whole = refiner.refine(image, mask)
+    whole.save(tmp_path / "whole.tif")
+    whole.save_probability(tmp_path / "p.tif")
+    report = refiner.refine_file(image, mask, tmp_path / "windows.tif")
+    for name in ("whole.tif", "p.tif", "windows.tif"):
+        assert kept(tmp_path / name) == kept(image)
+    for warnings in (whole.report.warnings, report.warnings):
+        assert sum("image and mask have different positions" in text for text in warnings) == 1
+    with pytest.warns(UserWarning, match=r"the image's place on Earth is not kept in \.png; save it as \.tif"):
+        whole.save(tmp_path / "whole.png")
+    method = refine.run(image, mask, model="coarse")
+    assert method.georeference == whole.georeference
+    assert any("different positions" in text for text in method.report.warnings)
+
+
+def test_a_work_folder_that_is_a_link_is_not_followed(refiner, files, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "data.npy").write_text("years of work")
+    (tmp_path / "mine" / "refine.journal").touch()
+    (tmp_path / "out.tif.work").symlink_to(tmp_path / "mine")
+    with pytest.raises(FileError, match=r"out\.tif\.work: is a link"):
+        refiner.refine_file(*files, tmp_path / "out.tif")
+    assert (tmp_path / "mine" / "data.npy").read_text() == "years of work"
+
+
 def test_a_smaller_mask_is_enlarged_as_in_memory(refiner, files, tmp_path):
     small = tmp_path / "small.tif"
     tifffile.imwrite(small, cv2.resize(read_mask(files[1]), (350, 230), interpolation=cv2.INTER_AREA))

@@ -239,7 +239,7 @@ def test_a_bad_picture_does_not_stop_the_others(tmp_path, run: Run, spoil, told)
 
 def test_truths_without_a_picture_that_can_be_read_are_told(tmp_path, run: Run):
     folder = write_set(tmp_path / "data" / "one")
-    (folder / "b_im.png").rename(folder / "b_im.gif")
+    (folder / "b_im.png").rename(folder / "b_im.psd")
     (folder / "._c_gt.png").touch()
     (tmp_path / "data" / "two").mkdir()
     (tmp_path / "data" / "two" / "z_gt.png").touch()

@@ -185,7 +185,7 @@ def test_what_may_not_belong_together_is_no_pair(tmp_path, files):
 
 def test_a_folder_without_pairs_is_an_error_that_says_what_was_looked_for_and_found(tmp_path):
     with pytest.raises(
-        FileError, match=r"holds no pairs .*; looked for <id>_im\.jpg .*; found no file of \.bmp, \.jpeg"
+        FileError, match=r"holds no pairs .*; looked for <id>_im\.jpg .*; found no file of \.bmp, \.gif, \.jfif"
     ):
         survey(tmp_path)
     write(tmp_path, *(f"photographs/{i}.jpg" for i in range(3)), "drawn/0.png", "a.jpg", "a.jpeg", "a.png", "b_seg.png")

@@ -374,3 +374,72 @@ def test_a_folder_without_images_is_told(folder: str, message: str) -> None:
     Path("empty").mkdir()
     with pytest.raises(FileError, match=f"{folder}: {message}"):
         find_images(Path(folder), SUFFIXES)
+
+
+def jpeg(*names: str) -> None:
+    for name in names:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_bytes(b"\xff\xd8\xff\xe0 and so on")
+
+
+def test_pictures_of_other_suffixes_and_none_are_named_with_the_reason() -> None:
+    touch("i/ok.jpg", "m/ok.png", "m/b.png", "m/c.png", "i/ok.json", "i/README", "i/c.txt", "m/notes.md")
+    jpeg("i/a", "i/b.xyz", "i/ok.psd", "m/d.dat")
+    found = find("i", "m")
+    assert found.left_out == [
+        (Path("i/a"), "no suffix"),
+        (Path("i/b.xyz"), "the suffix .xyz is not read"),
+        (Path("m/d.dat"), "the suffix .dat is not read"),
+    ]
+    assert set(found.others) == {Path(name) for name in ("i/README", "i/c.txt", "i/ok.json", "i/ok.psd", "m/notes.md")}
+    assert found.masks_alone == [Path("m/b.png"), Path("m/c.png")]
+
+
+def test_a_file_of_an_unknown_suffix_with_a_mask_of_its_own_is_named() -> None:
+    touch("i/ok.jpg", "m/ok.png", "i/a.raw", "m/a.png", "i/b.raw")
+    found = find("i", "m")
+    assert found.left_out == [(Path("i/a.raw"), "the suffix .raw is not read")]
+    assert found.others == [Path("i/b.raw")]
+
+
+def test_hidden_pairs_are_named_and_other_hidden_files_are_not() -> None:
+    touch("i/ok.jpg", "m/ok.png", "i/.DS_Store", "m/.sub/c.png", "i/._ok.jpg", "m/._ok.png", "m/.f.png")
+    jpeg("i/.sub/c.jpg", "i/.sub/lone.jpg", "i/.cache/ok.jpg", "i/.f.jpg")
+    found = find("i", "m")
+    assert seen(found) == [("i/ok.jpg", "m/ok.png", "ok")]
+    assert found.left_out == [(Path("i/.f.jpg"), "hidden"), (Path("i/.sub/c.jpg"), "hidden")]
+    assert found.others == []
+
+
+def test_what_one_folder_holds_beside_its_pairs_is_counted() -> None:
+    touch("big/a_im.jpg", "big/a_seg.png", "big/a_gt.png", "big/b.jpg", "big/licence.txt")
+    found = find("big")
+    assert seen(found) == [("big/a_im.jpg", "big/a_seg.png", "a")]
+    assert [path.name for path in found.others] == ["licence.txt", "a_gt.png", "b.jpg"]
+    assert found.left_out == []
+
+
+@pytest.mark.parametrize("folder", ["p [2024]", "a*b", "what?", "[", "x[!y]/z[0-9]"])
+def test_a_glob_below_a_folder_whose_name_looks_like_one_finds_its_files(folder: str) -> None:
+    touch(f"{folder}/i/a.jpg", f"{folder}/m/a.png", f"{folder}/i/sub/b.jpg", f"{folder}/m/sub/b.png")
+    assert seen(find(f"{folder}/i/*.jpg", f"{folder}/m/*.png")) == [(f"{folder}/i/a.jpg", f"{folder}/m/a.png", "a")]
+    assert len(find(f"{folder}/i/**/*.jpg", f"{folder}/m/**/*.png").pairs) == 2
+    assert len(find(f"{folder}/i/[ab].jpg", f"{folder}/m/[ab].png").pairs) == 1
+
+
+@pytest.mark.parametrize(
+    ("image", "mask", "told"),
+    [
+        ("i", "empty", "every image needs a coarse mask"),
+        ("i", None, "name them *_im and *_seg, or give the folder of the masks as well"),
+        ("*/[x].jpg", "i/*.png", "write [[] for a bracket"),
+        ("raw", "m", "beside them raw/a.xyz; raw/a.xyz is left out (the suffix .xyz is not read)"),
+    ],
+)
+def test_a_search_that_finds_no_pair_says_what_is_missing(image: str, mask: str | None, told: str) -> None:
+    touch("i/a.jpg", "i/b.jpg", "m/a.png", "raw/a.xyz")
+    Path("empty").mkdir()
+    with pytest.raises(FileError) as error:
+        find(image, mask)
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)

@@ -115,9 +115,9 @@ class MethodRefiner:
             seconds=time.perf_counter() - started,
             peak_memory=peak(),
             options=asdict(chosen),
-            warnings=found.warnings,
+            warnings=(*pair.warnings, *found.warnings),
         )
-        return Refined.of(probability, report)
+        return Refined.of(probability, report, georeference=pair.georeference)
 
     def _found(self, pair: Pair, options: MethodOptions) -> Outcome:
         foreground = pair.mask > 0.5

@@ -13,10 +13,9 @@ from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from refine.errors import FileError, InputError
-from refine.io import IMAGE_SUFFIXES, MASK_SUFFIXES, decoding, opened, read_mask, read_size
+from refine.io import IMAGE_SUFFIXES, MASK_SUFFIXES, decoding, opened, read_mask, read_palette, read_size
 from refine.pairs import IMAGE_ENDING, MASK_ENDING, OUTPUT_ENDING
 from refine.values import meaning
 
@@ -419,18 +418,13 @@ def _is_lossy(path: Path) -> bool:
 
 def _palette_indices(path: Path) -> NDArray[Any] | None:
     """What `refine.io.read_mask` refuses in a coloured palette: the indices; None for a file without a palette."""
-    try:
-        with Image.open(path) as picture:
-            if picture.mode != "P":
-                return None
-            if any((picture.getpalette("RGB") or [0])[:3]):
-                raise FileError(
-                    f"{path}: label 0 of its palette is not black; give a palette whose black 0 is no object"
-                )
-            picture.putpalette(bytes(v for v in range(256) for _ in "rgb"))  # an index is displayed as its own grey
-            return read_mask(picture)
-    except (UnidentifiedImageError, Image.DecompressionBombError):  # .npy, or too large for Pillow
+    found = read_palette(path)
+    if found is None:
         return None
+    indices, palette = found
+    if palette[0].any():
+        raise FileError(f"{path}: label 0 of its palette is not black; give a palette whose black 0 is no object")
+    return indices
 
 
 def _object(values: NDArray[Any], name: str, coloured: bool) -> NDArray[np.bool_]:
