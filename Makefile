@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bench bench-compare clean
+.PHONY: demo test bench bench-compare fuzz torture clean
 
 demo: $(VENV)/installed
 	$(BIN)/refine-cli demo --out runs/demo
@@ -20,6 +20,11 @@ bench: $(VENV)/installed-dev
 
 bench-compare: $(VENV)/installed-dev
 	$(BIN)/python -m benchmarks.suite --compare
+
+# Damaged files, weights, states and calls for so many minutes; what is found lies in runs/fuzz. SEED repeats a run.
+MINUTES ?= 60
+fuzz: $(VENV)/installed-dev
+	PYTHONPATH=tests $(BIN)/python -m fuzz --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
