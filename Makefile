@@ -26,6 +26,10 @@ MINUTES ?= 60
 fuzz: $(VENV)/installed-dev
 	PYTHONPATH=tests $(BIN)/python -m fuzz --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
+# Some hundred kills, caps of memory and, where root runs it, small disks: about half an hour on two cores.
+torture: $(VENV)/installed-dev
+	PYTHONPATH=tests $(BIN)/python -m torture $(if $(SEED),--seed $(SEED))
+
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --editable .
