@@ -187,11 +187,23 @@ def _read(path: Path, calls: Any) -> None:
     if image is not None:
         calls.check(image.shape[:2] == size, f"read_size gives {size} of a picture of {image.shape}")
         calls.check(image.dtype == np.uint8 and image.shape[2:] == (3,), f"a picture of {image.dtype} {image.shape}")
+    opened = calls("opened by Pillow", lambda: _opened(path))
+    if image is not None and opened is not None:
+        calls.check(np.array_equal(image, opened), "a file by path and opened by Pillow differ")
     mask = calls("read_mask", lambda: read_mask(path))
     if mask is not None:
         soft = calls("as_mask", lambda: as_mask(path, mask.shape[:2]))
         possible = soft is None or (soft.dtype == np.float32 and soft.min() >= 0 and soft.max() <= 1)
         calls.check(possible, "a mask outside of [0, 1]")
+
+
+def _opened(path: Path) -> np.ndarray | None:
+    try:
+        picture = Image.open(path)
+    except Exception:  # what Pillow does not open is nobody's picture
+        return None
+    with picture:
+        return read_image(picture)
 
 
 def _by_windows(path: Path, calls: Any) -> None:

@@ -205,7 +205,7 @@ def cache(rng: Random, folder: Path, calls: Any) -> None:
             case 4:
                 arrays[name] = np.concatenate([arrays[name], arrays[name]])
             case _:
-                arrays[name] = arrays[name] * rng.choice((0, -1, 2, 10**6))
+                arrays[name] = arrays[name].astype(np.float64) * rng.choice((0, -1, 2, 10**6))
         file = io.BytesIO()
         np.savez_compressed(file, **arrays)
         packed = file.getvalue() if rng.random() < 0.6 else mutate.some_bytes(file.getvalue(), rng)
