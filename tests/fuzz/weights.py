@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import pickle
 import struct
 from functools import cache
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file
+from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
 
 from refine.checkpoint import load, weights_dir
 from refine.engine import Refiner
@@ -45,9 +47,38 @@ def _state() -> dict[str, torch.Tensor]:
 
 @cache
 def _saved(zipped: bool, few: bool) -> bytes:
-    file = io.BytesIO()
     state = dict(list(_state().items())[:5]) if few else _state()
-    torch.save(state, file, _use_new_zipfile_serialization=zipped)
+    if not zipped:
+        return _pickled(state)
+    file = io.BytesIO()
+    torch.save(state, file)
+    return file.getvalue()
+
+
+def _pickled(state: dict[str, torch.Tensor]) -> bytes:
+    """As torch saved before it used zip; its own way to do so names and sorts tensors by where they are in memory."""
+    file, storages = io.BytesIO(), []
+    sizes = {"short": 2, "int": 4, "long": 4}
+    for head in (
+        MAGIC_NUMBER,
+        PROTOCOL_VERSION,
+        {"protocol_version": 1001, "little_endian": True, "type_sizes": sizes},
+    ):
+        pickle.dump(head, file, protocol=2)
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, stored: Any) -> Any:
+            if not isinstance(stored, torch.storage.TypedStorage):
+                return None
+            storages.append(stored)
+            kind = getattr(torch, stored.pickle_storage_type())
+            return "storage", kind, f"{len(storages):04d}", "cpu", stored.size(), None
+
+    Pickler(file, protocol=2).dump(state)
+    pickle.dump([f"{number:04d}" for number in range(1, len(storages) + 1)], file, protocol=2)
+    for stored in storages:
+        file.write(struct.pack("<q", stored.size()))
+        file.write(torch.empty(0, dtype=torch.uint8).set_(stored.untyped()).numpy().tobytes())
     return file.getvalue()
 
 
