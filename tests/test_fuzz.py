@@ -26,7 +26,7 @@ NUMBERS = {"files": 60, "state": 12, "calls": 20, "weights": 3}
 @linux
 def test_damaged_inputs_give_a_result_or_an_error_and_nothing_else(tmp_path):
     jobs = [(name, i) for group, names in GROUPS.items() for i in range(NUMBERS[group]) for name in names]
-    watch = Watch(seed=22, folder=tmp_path, seconds=50)
+    watch = Watch(seed=22, folder=tmp_path, seconds=40)
     found = watch.run(jobs)
     assert not found, f"{watch.summary()}\n{found[0].text}"
     assert watch.done == len(jobs) or watch.timed_out

@@ -46,8 +46,6 @@ def main() -> int:
                 rig.starve(rig.rng.choice([name for name in names if name != "download"] or names))
         print(f"{rig.kills} kills, {rig.disks} small disks, {rig.caps} caps of memory, {len(rig.faults)} faults")
     print("\n".join(f"{count:7d}  {end}" for end, count in sorted(rig.ends.items())))
-    for fault in rig.faults:
-        print(f"\n{fault}")
     return 1 if rig.faults else 0
 
 

@@ -269,7 +269,8 @@ class Rig:
 
     def _check(self, fact: bool, text: str) -> None:
         if not fact:
-            self.faults.append(text[-3000:])
+            self.faults.append(text[:3000])
+            print(f"{text[:3000]}\n", flush=True)
 
     # Processes and folders
 
