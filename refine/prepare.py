@@ -104,7 +104,11 @@ def as_mask(mask: NDArray[Any] | Source, size: tuple[int, int], *, allow_large: 
         name = "mask" if isinstance(mask, Image.Image) else os.fsdecode(mask)
     values = _one_channel(values, name)
     _check_size(values.shape, size, name)
-    soft = meaning(lambda: [values], name).unit(values)
+    return enlarged(meaning(lambda: [values], name).unit(values), size)
+
+
+def enlarged(soft: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    """A mask (h, w) that `fits` at ``size`` (H, W): bilinear at pixel centres where it is smaller."""
     if soft.shape == size:
         return soft
     return np.asarray(cv2.resize(soft, size[::-1], interpolation=cv2.INTER_LINEAR), np.float32)
@@ -129,11 +133,17 @@ def _one_channel(values: NDArray[Any], name: str) -> NDArray[Any]:
     return io.grey(values, name)
 
 
+def fits(mask: tuple[int, ...], image: tuple[int, ...]) -> bool:
+    """Whether a mask of size (h, w) is one of a picture (H, W): of its size, or smaller with the same aspect."""
+    (h, w), (H, W) = mask, image
+    return h <= H and w <= W and _same_aspect(h, w, H, W)
+
+
 def _check_size(mask: tuple[int, ...], image: tuple[int, int], name: str) -> None:
+    if fits(mask, image):
+        return
     (h, w), (H, W) = mask, image
     given = f"{name}: {h} x {w} does not fit the image of {H} x {W} (H x W)"
-    if h <= H and w <= W and _same_aspect(h, w, H, W):
-        return
     if _same_aspect(H, W, h, w):
         raise InputError(
             f"{given}: it is the larger one; accepted are the image's size and smaller; shrink the mask, or pass the "

@@ -380,9 +380,11 @@ def test_sizes_are_those_of_the_headers(tmp_path):
         (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:40])  # no pixels are looked at
     pairs = survey(tmp_path).pairs
     check_sizes(pairs, coarse=True)
-    cv2.imwrite(str(tmp_path / "a_seg.png"), np.zeros((3, 4), np.uint8))
+    cv2.imwrite(str(tmp_path / "a_seg.png"), np.zeros((7, 9), np.uint8))  # smaller, of the picture's aspect
+    check_sizes(pairs, coarse=True)
+    cv2.imwrite(str(tmp_path / "a_seg.png"), np.zeros((3, 9), np.uint8))
     check_sizes(pairs, coarse=False)
-    with pytest.raises(FileError, match=r"^1 masks .*a_seg\.png is 3 x 4, its picture .*a\.jpg 13 x 17; give masks"):
+    with pytest.raises(FileError, match=r"^1 masks .*a_seg\.png is 3 x 9, its picture .*a\.jpg 13 x 17; give masks"):
         check_sizes(pairs, coarse=True)
 
 

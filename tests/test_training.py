@@ -25,9 +25,10 @@ from refine.errors import FileError, OptionError, WeightsError
 from refine.loading import load_network
 from refine.models import NETWORKS, PRESETS, build
 from refine.models.crm_s import CRMSmall, DenseTrunk, EnsembleDecoder
+from refine.prepare import as_mask
 from refine.training import data, networks
 from refine.training.data import Crops, _jittered
-from refine.training.folders import survey
+from refine.training.folders import read_coarse, survey
 from refine.training.loop import train
 from refine.training.passes import _decoded, losses
 from refine.training.pretrained import load_mobilenet_v2
@@ -113,6 +114,18 @@ def test_coarse_masks_beside_pictures_come_as_often_as_asked(folder):
     assert 0.15 < share < 0.4
 
 
+def test_coarse_masks_smaller_than_their_pictures_are_enlarged_as_refining_does(folder):
+    small = np.random.default_rng(0).integers(0, 256, (9, 12), np.uint8)
+    cv2.imwrite(str(folder / "0_seg0.png"), small)
+    Crops([survey(folder).pairs], [1.0], size=64, seed=3, coarse={"given": 1.0}).check_sizes()
+    found = read_coarse(folder / "0_seg0.png", folder / "0_im.png", (90, 120))
+    np.testing.assert_array_equal(found, np.rint(255 * as_mask(small, (90, 120))))
+    crops = Crops([survey(folder).pairs], [1.0], size=64, seed=3, coarse={"given": 1.0})
+    soft = [bool(((item["coarse"] > 0.2) & (item["coarse"] < 0.8)).any()) for item in map(crops.__getitem__, range(20))]
+    assert True in soft
+    assert False in soft
+
+
 def test_a_share_of_coarse_masks_that_are_not_there_is_refused(folder):
     with pytest.raises(OptionError, match=r"no picture that is drawn has a coarse mask <id>_seg\.png"):
         Crops([survey(folder).pairs], [1.0], size=64, seed=3, coarse={"given": 0.1, "network": 0.9})
@@ -132,10 +145,10 @@ def test_crops_are_about_the_contour_also_of_what_touches_a_border(tmp_path):
     assert both > 80  # one in ten is anywhere
 
 
-def test_a_coarse_mask_of_another_size_is_refused(folder):
-    cv2.imwrite(str(folder / "0_seg.png"), np.zeros((9, 12), np.uint8))
+def test_a_coarse_mask_of_another_aspect_is_refused(folder):
+    cv2.imwrite(str(folder / "0_seg.png"), np.zeros((9, 30), np.uint8))
     crops = Crops([survey(folder).pairs], [1.0], size=64, seed=3, coarse={"given": 1.0})
-    with pytest.raises(FileError, match=r"0_seg\.png: 9 x 12 is not the size of its picture"):
+    with pytest.raises(FileError, match=r"0_seg\.png: 9 x 30 is not the size of its picture"):
         crops[0]
 
 

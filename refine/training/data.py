@@ -118,7 +118,10 @@ class Crops(Dataset[dict[str, Tensor]]):
                 truth = ~truth
         jittered = published_jitter if self.published else _jittered
         image = np.concatenate((jittered(np.ascontiguousarray(image[..., :3]), rng), image[..., 3:]), 2)
-        coarse = random_coarse(truth, rng, self.coarse) if drawn.beside is None else saved(drawn.beside, rng)
+        if drawn.beside is None:
+            coarse = random_coarse(truth, rng, self.coarse)
+        else:  # soft as it lies there, or as it would be in another file
+            coarse = drawn.beside if rng.random() < 0.5 else saved(drawn.beside, rng)
         if self.composed and rng.random() < 0.5:
             fine = cascade_like(truth, rng)
         else:
@@ -126,7 +129,7 @@ class Crops(Dataset[dict[str, Tensor]]):
         item = {
             "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
             "truth": torch.from_numpy(truth[None].astype(np.float32)),
-            "coarse": torch.from_numpy(coarse[None]),
+            "coarse": torch.from_numpy(np.ascontiguousarray(coarse[None])),
             "fine": torch.from_numpy(fine[None]),
         }
         if self.whole is not None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from refine.errors import FileError, InputError
 from refine.io import IMAGE_SUFFIXES, MASK_SUFFIXES, decoding, opened, read_mask, read_palette, read_size
 from refine.pairs import IMAGE_ENDING, MASK_ENDING, OUTPUT_ENDING
+from refine.prepare import enlarged, fits
 from refine.values import meaning
 
 
@@ -343,16 +344,21 @@ def read_truth(pair: Pair, size: tuple[int, int]) -> NDArray[np.uint8]:
 def read_coarse(path: Path, image: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
     """Coarse mask (H, W) of a picture of ``size`` (H, W), 0 to 255 for probabilities from 0 to 1.
 
-    Raises FileError: the file cannot be read, or its size is not the picture's.
+    A smaller one, as networks give them, is enlarged as refining does (`refine.prepare.as_mask`).
+
+    Raises FileError: the file cannot be read, or its size neither is the picture's nor smaller with the same aspect.
     Raises InputError: what it holds is no mask (see `refine.prepare.as_mask`).
     """
     values = read_mask(path)
-    _check_size(path, values.shape, image, size)
-    return np.rint(255 * meaning(lambda: [values], str(path)).unit(values)).astype(np.uint8)
+    if not fits(values.shape, size):
+        _check_size(path, values.shape, image, size)
+    return np.rint(255 * enlarged(meaning(lambda: [values], str(path)).unit(values), size)).astype(np.uint8)
 
 
 def check_sizes(pairs: Iterable[Pair], *, coarse: bool) -> None:
     """Checks, by the files' headers, that truths and, if asked, coarse masks are of their pictures' sizes.
+
+    A coarse mask may be smaller with the same aspect.
 
     Raises `FileError` with the first five that are not, or whose headers cannot be read.
     """
@@ -366,7 +372,7 @@ def check_sizes(pairs: Iterable[Pair], *, coarse: bool) -> None:
                 if _size(mask) == of_images[pair.image]:
                     continue
                 found, wanted = (_size(path, displayed=True) for path in (mask, pair.image))
-                if found != wanted:
+                if found != wanted and (mask == pair.truth or not fits(found, wanted)):
                     bad[mask] = f"{mask} is {_by(found)}, its picture {pair.image} {_by(wanted)}"
             except (FileError, InputError) as error:
                 bad[mask] = str(error)
