@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from numbers import Integral, Real
 from typing import Any, Final, Self
 
-from refine.errors import OptionError, WeightsError, one_of, shown
+from refine.errors import OptionError, WeightsError, check_path, one_of, shown
 
 DECODES: Final = ("dense", "bbox", "contour", "strided")
 FIRST_PASSES: Final = ("near", "everywhere")
@@ -131,6 +131,7 @@ class Options:
             one_of("coarse_decode", self.coarse_decode, COARSE_DECODES)
         if self.guidance is not None:
             one_of("guidance", self.guidance, GUIDANCE)
+        check_path("sam_checkpoint", self.sam_checkpoint)
         source_and_options(self.proposals)  # what cannot be read is told here
         for name in ("coverage", "sparsity", "deformation"):
             value = getattr(self, name)
@@ -188,9 +189,10 @@ class Cascade:
     """px; a scale at which the picture's long side is shorter is left out (the last scale never is)."""
 
     least: int = 0
-    """px; a picture whose long side is shorter is seen enlarged to that, at most `enlarged` times: its details are few
-    cells of the latent otherwise. Not where it would be seen at a single scale then, which shows less of what is around
-    them."""
+    """px; a picture whose long side is shorter is seen `enlarged` times as large: its details are few cells of
+    the latent otherwise. Not where it would be seen at a single scale then, which shows less of what is around them. The factor is
+    the same for all, since the network knows the few places within a cell that pixels then have; at others single
+    columns of pixels come out otherwise than their neighbours."""
 
     enlarged: float = 1.0
 
@@ -241,7 +243,7 @@ class Cascade:
         passes: how often the last one is among them; None is the cascade's own number.
         """
         side = max(height, width)
-        factor = min(max(1.0, self.least / side), self.enlarged)
+        factor = self.enlarged if side < self.least else 1.0
         if all(factor * side * scale < self.smallest for scale in self.scales[:-1]):
             factor = 1.0
         scales = [factor * scale for scale in self.scales]

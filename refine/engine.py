@@ -21,13 +21,14 @@ import torch
 from numpy.typing import NDArray
 
 from refine.blocks import Blocks
+from refine.change import change as changed
 from refine.config import EMBEDDED, UNTRAINED, Options, guided_model, source_and_options
 from refine.decode import decode
 from refine.devices import peak_memory, resolve_device, resolve_dtype, share_threads, undisturbed
-from refine.errors import InputError, OptionError, one_of
+from refine.errors import InputError, OptionError, check_model, one_of
 from refine.features import latent_at, whole_latent, with_deep
 from refine.frame import Frame, View, scaled
-from refine.guard import FOREGROUND, Guard
+from refine.guard import Guard
 from refine.guidance import Encoder, Proposals, ProposalSource
 from refine.guidance.cache import Cached
 from refine.guidance.guide import Guided, by_embedding, by_points, by_proposals
@@ -41,7 +42,7 @@ from refine.plan import GIB, Plan, plan
 from refine.planes import Constant, Held, Interpolated, Plane
 from refine.prepare import Pair, mask_plane, prepare
 from refine.regions import Grid, Selection, at_next, bounding_boxes, dense, margin, read_by_next, select
-from refine.result import Refined, Report, ScaleReport
+from refine.result import Change, Refined, Report, ScaleReport
 from refine.slides import Slide, Workspace, check_mask_stream, write_mask_stream
 from refine.tiffs import elsewhere
 from refine.tiles import Window, cover
@@ -108,6 +109,7 @@ class Refiner:
         dtype: str = "auto",
         **options: Any,
     ) -> None:
+        check_model(model, weights)
         if model in METHODS:
             raise OptionError(f"model={model!r} is a method, no cascade; refine.refiner({model!r}) gives it")
         self.options = Options().but(**options)
@@ -155,8 +157,9 @@ class Refiner:
             prepared = self._now()
             outcome = self._cascade(frame, chosen, self.plan(frame.original, **options))
             probability = frame.cut(outcome.last)
+            change = changed(frame.inside(frame.mask), Held(probability), frame.store)
             seconds = self._now() - started
-        report = self._report(frame, outcome, chosen, seconds, prepared - started, peak())
+        report = self._report(frame, outcome, change, chosen, seconds, prepared - started, peak())
         if guided.skipped:
             skipped = f"the coarse mask was refined without {chosen.guidance}: {guided.skipped}"
             report = replace(report, warnings=(skipped, *report.warnings))
@@ -213,6 +216,7 @@ class Refiner:
             frame = Frame(picture, coarse, self.spec.cascade, self.device, store)
             prepared = self._now()
             outcome = self._cascade(frame, chosen, plan, progress)
+            change = changed(frame.inside(frame.mask), frame.inside(outcome.last), store)
             last, pad, width = outcome.last, self.spec.cascade.pad, picture.size[1]
 
             def rows(top: int, bottom: int) -> NDArray[np.bool_]:
@@ -225,7 +229,7 @@ class Refiner:
             store.remove()
             outcome.warnings[:0] = (*picture.warnings, *elsewhere(picture.georeference, mask.georeference))
             seconds = self._now() - started
-        return self._report(frame, outcome, chosen, seconds, prepared - started, peak())
+        return self._report(frame, outcome, change, chosen, seconds, prepared - started, peak())
 
     def plan(self, size: tuple[int, int], *, windowed: bool = False, excess: int = 0, **options: Any) -> Plan:
         """How a picture of ``size`` (H, W) would be refined, and with how much memory; `refine.plan.plan`.
@@ -346,13 +350,11 @@ class Refiner:
             outcome.end(frame, scales if options.keep_scales else ())
             return outcome
         sizes = [frame.scaled(scale) for scale in scales]
-        guard = Guard(frame, sizes[0]) if options.guard else None
-        if guard is not None and not (guard.coarse & FOREGROUND).any():
-            outcome.warnings.append(
-                "nothing of the coarse mask is above 0.5, and the guard holds it for all background"
-            )
+        guard = Guard(frame, sizes) if options.guard else None
+        if guard is not None:
+            scales, sizes = scales[guard.start :], sizes[guard.start :]
         between = set(sizes) - {sizes[0], sizes[-1]}
-        tell = _Told(progress, plan.tiles)
+        tell = _Told(progress, replace(plan, scales=tuple(sizes)).tiles)
         for number, (scale, size, following) in enumerate(zip(scales, sizes, (*sizes[1:], None), strict=True)):
             grid = self._grid(frame, size, following, options)
             lean = float(options.lean or 0.0) if following is None else 0.0  # so that no scale adds to another's
@@ -362,24 +364,44 @@ class Refiner:
                 grid = dense(self.network, frame.size, size)
                 p, report = step(grid)
             if guard is not None:
-                name = f"{number}-{scale:g}"
-                taken_back = guard.take_back(p, name)
-                if size in between:
-                    taken_back += guard.doubt(p, name)
-                if following is None:
-                    taken_back += guard.specks(p, name)
-                report = replace(report, taken_back=taken_back)
+                report = self._guarded(guard, p, report, f"{number}-{scale:g}", size, following, between, outcome)
             outcome.last = p if grid.samples is None else Interpolated(p, *(s.table for s in grid.samples))
             outcome.reports.append(report)
             if not grid.samples and frame.is_empty(p):
-                outcome.warnings.append(f"nothing of the mask was left at scale {scale:g}")
-                outcome.end(frame, scales[number:] if options.keep_scales else ())
+                if guard is None:
+                    outcome.warnings.append(f"nothing of the mask was left at scale {scale:g}")
+                    outcome.end(frame, scales[number:] if options.keep_scales else ())
+                else:
+                    outcome.warnings.append(
+                        f"nothing of the mask was left at scale {scale:g}, so the coarse mask is given back as it was"
+                    )
+                    outcome.last = frame.mask
                 break
             if guard is not None and between and number == 0:
                 guard.compare(outcome.last)
             if options.keep_scales:
                 outcome.kept[scale] = frame.cut(outcome.last)
         return outcome
+
+    def _guarded(
+        self,
+        guard: Guard,
+        p: Held,
+        report: ScaleReport,
+        name: str,
+        size: tuple[int, int],
+        following: tuple[int, int] | None,
+        between: set[tuple[int, int]],
+        outcome: _Outcome,
+    ) -> ScaleReport:
+        """Holds a scale's probabilities to the coarse mask; its report with what was given back."""
+        if following is None:
+            settled = guard.settle(p, size, name)
+            outcome.warnings.extend(settled.warnings)
+            return replace(report, taken_back=settled.taken_back, given_back=settled.given_back)
+        taken_back = guard.doubt(p, name) if size in between else 0
+        given_back = guard.unseen(p, size, name) if following != size else 0
+        return replace(report, taken_back=taken_back, given_back=given_back)
 
     def _scale(
         self,
@@ -496,7 +518,14 @@ class Refiner:
         return dense(self.network, frame.size, size)
 
     def _report(
-        self, frame: Frame, outcome: _Outcome, options: Options, seconds: float, preparing: float, peak: int
+        self,
+        frame: Frame,
+        outcome: _Outcome,
+        change: Change,
+        options: Options,
+        seconds: float,
+        preparing: float,
+        peak: int,
     ) -> Report:
         return Report(
             model=self.spec.model,
@@ -509,7 +538,8 @@ class Refiner:
             seconds=seconds,
             peak_memory=peak,
             options=options.as_dict(),
-            warnings=(*outcome.warnings, *untold()),
+            change=change,
+            warnings=(*outcome.warnings, *change.warnings, *untold()),
         )
 
     def _now(self) -> float:

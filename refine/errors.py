@@ -1,10 +1,16 @@
 """What a user can cause. Every message says what was given, what is accepted and what to do."""
 
+import os
 from collections.abc import Sequence
+
+from refine.texts import plain
 
 
 class RefineError(Exception):
-    """Base of every error that input, options or files can cause."""
+    """Base of every error that input, options or files can cause; its text is one line, whatever it quotes."""
+
+    def __str__(self) -> str:
+        return plain(super().__str__())
 
 
 class InputError(RefineError, ValueError):
@@ -36,9 +42,22 @@ def shown(value: object) -> str:
 
 
 def one_of(name: str, value: object, known: tuple[str, ...]) -> None:
-    """Raises `OptionError` where ``value`` is none of the ``known`` ones."""
-    if value not in known:
+    """Raises `OptionError` where ``value`` is none of the ``known`` ones, which are texts."""
+    if not isinstance(value, str) or value not in known:
         raise OptionError(f"{name}={shown(value)} is unknown; known are {', '.join(known)}")
+
+
+def check_model(model: object, weights: object) -> None:
+    """Raises `OptionError` where a model's name is no text, or ``weights`` are not a path."""
+    if not isinstance(model, str):
+        raise OptionError(f"model={shown(model)} is not a name; give one as text, as in 'crm-s'")
+    check_path("weights", weights)
+
+
+def check_path(name: str, value: object) -> None:
+    """Raises `OptionError` where ``value`` is neither a path of a file nor None."""
+    if value is not None and (not isinstance(value, str | os.PathLike) or "\0" in os.fsdecode(value)):
+        raise OptionError(f"{name}={shown(value)} is not a path; give that of a file, as text or a pathlib.Path")
 
 
 def listed(names: Sequence[object], most: int = 5) -> str:

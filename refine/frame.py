@@ -13,7 +13,7 @@ from torch import Tensor
 from refine.config import Cascade
 from refine.coords import Axis, corner_aligned
 from refine.embedding import Embedding
-from refine.planes import Interpolated, Memory, Plane, Reduced, Reflected, Store, at_centres, kept, reaches
+from refine.planes import Interpolated, Memory, Plane, Reduced, Reflected, Section, Store, at_centres, kept, reaches
 from refine.tiles import Window
 
 STRIP = 2**17  # px that are normalised at once, so that what lies between stays in a processor's cache
@@ -84,6 +84,11 @@ class Frame:
     def may_be_empty(self, p: Plane) -> bool:
         """Whether probabilities at some of the pixels leave it open that there is less than counts."""
         return not reaches(p, self.cascade.empty, self.store)
+
+    def inside(self, plane: Plane) -> Plane:
+        """A plane of the frame's size without the border."""
+        pad, (height, width) = self.cascade.pad, self.original
+        return Section(plane, Window(pad, pad + height, pad, pad + width)) if pad else plane
 
     def cut(self, p: Plane) -> NDArray[np.float32]:
         """Probabilities over the frame without its border, (H, W); enlarged first if on a coarser grid."""

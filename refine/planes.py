@@ -7,14 +7,15 @@ by. The others make one plane of another without holding it.
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
-from torch import Tensor
 
-from refine.coords import LerpAxis
 from refine.tiles import Window
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Plane(Protocol):
@@ -83,6 +84,21 @@ def _mirrored(start: int, stop: int, border: int, length: int) -> NDArray[np.int
 
 
 @dataclass(frozen=True)
+class Section:
+    """A window of a plane, as a plane."""
+
+    source: Plane
+    window: Window
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.window.height, self.window.width
+
+    def read(self, window: Window) -> NDArray[Any]:
+        return self.source.read(window.moved(self.window.top, self.window.left))
+
+
+@dataclass(frozen=True)
 class Reduced:
     """A plane reduced to ``size``: each sample the mean of the area that it covers."""
 
@@ -125,7 +141,7 @@ class Beside:
         return np.concatenate([source.read(window) for source in self.sources], 2)
 
 
-Table = tuple[Tensor, Tensor, Tensor]  # lower and upper sample (n,) int64, weight of the upper one (n,) float32
+Table = tuple["Tensor", "Tensor", "Tensor"]  # lower and upper sample (n,) int64, weight of the upper one (n,) float32
 
 
 @dataclass(frozen=True)
@@ -154,6 +170,8 @@ class Interpolated:
 
 def at_centres(plane: Plane, size: tuple[int, int]) -> Interpolated:
     """The plane at another size, bilinear at pixel centres."""
+    from refine.coords import LerpAxis  # which imports torch
+
     axes = (LerpAxis.between(m, n, 1, n) for n, m in zip(plane.size, size, strict=True))
     rows, columns = ((axis.low, axis.high, axis.fraction) for axis in axes)
     return Interpolated(plane, rows, columns)

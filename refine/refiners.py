@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from refine.config import Options, guided_model
+from refine.errors import check_model
 from refine.io import Source, identity
 from refine.methods import METHODS, MethodRefiner
 from refine.result import Refined
@@ -38,6 +39,7 @@ def refiner(
 
     Raises `OptionError` for unknown values, `WeightsError` for weights that are missing or do not fit.
     """
+    check_model(model, weights)
     if model in METHODS:
         return MethodRefiner(model, weights=weights, device=device, dtype=dtype, **options)
     from refine.engine import Refiner
@@ -68,6 +70,7 @@ def run(
     See `refiner` for the first options and `refine.engine.Refiner.refine` for the inputs, the other options and the
     errors. A file of weights that has changed since is loaded again.
     """
+    check_model(model, weights)
     method = METHODS.get(model)
     beside: dict[str, Any] = {"proposals": proposals, "embedding": embedding}
     beside = {name: value for name, value in beside.items() if value is not None}  # of a method an error that says so

@@ -35,7 +35,53 @@ class ScaleReport:
     encoded: float
     """Share of the scale's latent that was computed."""
     taken_back: int = 0
-    """Pixels that the guard gave the coarse mask's value or the first scale's (`refine.guard`)."""
+    """Pixels that were added without a hold in the coarse mask, and given its value or the first scale's
+    (`refine.guard`)."""
+    given_back: int = 0
+    """Pixels given the coarse mask's value because the step cannot see what that has there (`refine.guard`)."""
+
+
+MUCH = {"lost": 0.01, "area": 2.0, "moved": 0.25}
+"""Shares and a factor from which a change is warned of."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """How a mask differs from its coarse mask, `refine.change`. Parts are connected, with 8 neighbours."""
+
+    parts: int
+    """Of the coarse mask."""
+    parts_lost: int
+    """Those of which the mask has no pixel."""
+    lost_share: float
+    """Their share of the coarse mask's area."""
+    parts_added: int
+    """Parts of the mask without a pixel of the coarse mask."""
+    area_ratio: float | None
+    """The mask's area over the coarse mask's; None where that is empty."""
+    contour_moved: float
+    """Share of the coarse contour that is further than `contour_distance` from the mask's."""
+    contour_distance: int
+    """px; a hundredth of the longer side."""
+
+    def __str__(self) -> str:
+        area = "" if self.area_ratio is None else f", area x {self.area_ratio:.3g}"
+        return (
+            f"{self.parts_lost:,} of {self.parts:,} parts of the coarse mask lost ({self.lost_share:.1%} of its area), "
+            f"{self.parts_added:,} added{area}, {self.contour_moved:.1%} of its contour moved by more than "
+            f"{self.contour_distance} px"
+        )
+
+    @property
+    def much(self) -> bool:
+        """Whether that is more than refining usually changes."""
+        area = self.area_ratio is not None and not 1 / MUCH["area"] <= self.area_ratio <= MUCH["area"]
+        return area or self.lost_share > MUCH["lost"] or self.contour_moved > MUCH["moved"]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the caller should look at, if anything."""
+        return (f"much was changed: {self}; look at the result",) if self.much else ()
 
 
 @dataclass(frozen=True)
@@ -63,6 +109,8 @@ class Report:
     """The options in force, defaults included."""
     guidance: dict[str, Any] = field(default_factory=dict)
     """What guided the refinement, how much it found, and the rule that left it out if one did; empty without."""
+    change: Change | None = None
+    """How the mask differs from the coarse mask; None where nothing was compared."""
     warnings: tuple[str, ...] = ()
     """What the caller should know: a fallback, a mask with nothing to refine."""
 
@@ -85,6 +133,8 @@ class Report:
         ]
         if self.scales:
             lines += ["  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
+        if self.change is not None:
+            lines.append(str(self.change))
         return "\n".join(lines + [f"warning: {w}" for w in self.warnings])
 
 

@@ -13,10 +13,13 @@ PACKAGE = ROOT / "refine"
 
 # From the ground up. A module may import what stands on a line above its own; a package is all of its modules.
 LAYERS = (
+    ("texts",),
     ("errors",),
-    ("config", "isolation", "ranges", "values", "memory", "versions", "texts", "streams"),
+    ("config", "isolation", "ranges", "values", "memory", "versions", "streams"),
     ("pictures", "tiffs"),
     ("io", "coords", "tiles", "planes", "slides", "blocks", "result", "metrics", "checkpoint", "pairs", "devices"),
+    ("cells", "parts"),
+    ("change",),
     ("download", "embedding"),
     ("models",),
     ("loading",),

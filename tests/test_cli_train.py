@@ -81,6 +81,7 @@ def test_a_folder_of_pairs_is_all_that_training_needs(cli):
         "card.md",
         "log.jsonl",
         "validation.jsonl",
+        ".lock",
     }
     assert "> No commerce." in Path("run/card.md").read_text()
 
@@ -232,14 +233,14 @@ def test_masks_of_other_sizes_are_listed_before_the_first_step(cli):
     pairs(Path("data/more"), range(10, 17))
     for path in sorted(Path("data/more").glob("*_gt.png")):
         cv2.imwrite(str(path), np.zeros((35, 45), np.uint8))
-    cv2.imwrite("data/0_seg.png", np.zeros((35, 45), np.uint8))  # is not taken
+    cv2.imwrite("data/0_seg.png", np.zeros((35, 55), np.uint8))  # is not taken
     told = "more/10_gt.png is 35 x 45, its picture data/more/10_im.jpg 70 x 90; "
     words = ("--data", "data", "-o", "run", *SMALL)
     assert_refused(cli(*words), 1, "7 masks do not fit", told, "14_gt.png", "; and 2 more; give masks")
     assert not Path("run").exists()
     for path in Path("data/more").iterdir():
         path.unlink()
-    assert_refused(cli(*words, "--set", "coarse.given=0.3"), 1, "1 masks do not fit", "data/0_seg.png is 35 x 45")
+    assert_refused(cli(*words, "--set", "coarse.given=0.3"), 1, "1 masks do not fit", "data/0_seg.png is 35 x 55")
     assert cli(*words).code == 0
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from refine_kernels.compiled import untold
-    from refine_kernels.counts import band_counts
+    from refine_kernels.counts import band_counts, part_sums
     from refine_kernels.inputs import network_input
     from refine_kernels.regions import (
         any_in_cells,
@@ -36,6 +36,7 @@ __all__ = [
     "interpolate",
     "mask_and_doubt",
     "network_input",
+    "part_sums",
     "set_threads",
     "strided_changes",
     "untold",
@@ -53,6 +54,7 @@ _LAZY = {
     "interpolate": "resize",
     "mask_and_doubt": "regions",
     "network_input": "inputs",
+    "part_sums": "counts",
     "set_threads": "threads",
     "strided_changes": "regions",
     "untold": "compiled",

@@ -96,3 +96,37 @@ def _signed_near(row: Any, left: Any, right: Any, reach: Any, near: Any) -> None
             d = min(distance, near[x - left], reach + 1)
             s = np.float32(d * (d - 1) + 1)
             near[x - left] = s if row[x] else -s
+
+
+def part_sums(
+    labels: NDArray[np.int32], p: NDArray[np.float32], other: NDArray[np.float32], count: int, *, holes: bool = False
+) -> NDArray[np.int64]:
+    """Of each of ``count`` labelled parts (count, 7) int64: what there is of it, and between which rows and columns.
+
+    The columns: pixels, those of which ``other`` has the class, the sum of p, top, left, bottom, right, ends excluded.
+    labels: (H, W) int32, 1 to ``count``, else 0. p, other: (H, W) float32 probabilities. holes: the parts are of the
+    class p <= 0.5, and 1 - p is summed. Sums are in units of 1/65536, so that they do not depend on the order.
+    """
+    assert labels.shape == p.shape == other.shape, (labels.shape, p.shape, other.shape)
+    sums = np.zeros((count + 1, 7), np.int64)
+    sums[:, 3], sums[:, 4] = labels.shape
+    arrays = (np.ascontiguousarray(x, np.float32) for x in (p, other))
+    _part_sums_kernel(np.ascontiguousarray(labels, np.int32), *arrays, holes, sums)
+    return sums[1:]
+
+
+@jit(nogil=True)
+def _part_sums_kernel(labels: Any, p: Any, other: Any, holes: Any, sums: Any) -> None:
+    unit, half = np.float32(2**16), np.float32(0.5)
+    for y in range(labels.shape[0]):
+        for x in range(labels.shape[1]):
+            label = labels[y, x]
+            if label:
+                sums[label, 0] += 1
+                sums[label, 1] += (other[y, x] > half) != holes
+                value = np.int64(p[y, x] * unit + half)
+                sums[label, 2] += 2**16 - value if holes else value
+                sums[label, 3] = min(sums[label, 3], y)
+                sums[label, 4] = min(sums[label, 4], x)
+                sums[label, 5] = max(sums[label, 5], y + 1)
+                sums[label, 6] = max(sums[label, 6], x + 1)

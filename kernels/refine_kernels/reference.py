@@ -118,3 +118,20 @@ def band_counts(prediction: NDArray[np.bool_], truth: NDArray[np.bool_], radii: 
         band = cv2.morphologyEx(truth.astype(np.uint8), cv2.MORPH_GRADIENT, ellipse) > 0
         count[:] = np.count_nonzero(band & (prediction == truth)), np.count_nonzero(band)
     return counts
+
+
+def part_sums(
+    labels: NDArray[np.int32], p: NDArray[np.float32], other: NDArray[np.float32], count: int, *, holes: bool = False
+) -> NDArray[np.int64]:
+    """A histogram of the labels for each sum, and their least and largest places."""
+    values = np.floor(p * np.float32(2**16) + np.float32(0.5)).astype(np.int64)
+    values = 2**16 - values if holes else values
+    same = (other > 0.5) != holes
+    weights = [np.ones(labels.shape), same, values]
+    sums = [np.bincount(labels.ravel(), w.ravel(), count + 1)[1:] for w in weights]
+    ends = np.zeros((4, count), np.int64)
+    ends[0], ends[1] = labels.shape
+    for label in np.unique(labels[labels > 0]):
+        places = np.nonzero(labels == label)
+        ends[:, label - 1] = [*(at.min() for at in places), *(at.max() + 1 for at in places)]
+    return np.concatenate((np.stack(sums, 1).astype(np.int64), ends.T), 1)

@@ -13,7 +13,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from refine.errors import OptionError
+from refine.change import change as changed
+from refine.errors import OptionError, check_model
 from refine.io import Source
 from refine.isolation import numpy_errors, survive_forks
 from refine.methods.bilinear import BilinearOptions, bilinear
@@ -23,6 +24,7 @@ from refine.methods.grab_cut import GrabCutOptions, grab_cut
 from refine.methods.guided_filter import GuidedFilterOptions, guided_filter
 from refine.methods.options import Loaded, MethodOptions, Outcome
 from refine.methods.random_walker import RandomWalkerOptions, random_walker
+from refine.planes import Held, Memory
 from refine.prepare import Pair, prepare
 from refine.result import Refined, Report
 
@@ -65,6 +67,7 @@ class MethodRefiner:
         dtype: str = "auto",
         **options: Any,
     ) -> None:
+        check_model(model, weights)
         if model not in METHODS:
             raise OptionError(f"model={model!r} is no method; known are {', '.join(METHODS)}")
         method = METHODS[model]
@@ -104,6 +107,7 @@ class MethodRefiner:
         probability = found.probability
         if np.may_share_memory(probability, pair.mask):
             probability = probability.copy()  # the caller's own array may be behind it
+        change = changed(Held(pair.mask), Held(probability), Memory())
         report = Report(
             model=self.model,
             weights=self._loaded.weights,
@@ -115,7 +119,8 @@ class MethodRefiner:
             seconds=time.perf_counter() - started,
             peak_memory=peak(),
             options=asdict(chosen),
-            warnings=(*pair.warnings, *found.warnings),
+            change=change,
+            warnings=(*pair.warnings, *found.warnings, *change.warnings),
         )
         return Refined.of(probability, report, georeference=pair.georeference)
 

@@ -122,8 +122,6 @@ _UNGUIDED: Final[dict[str, Spec]] = {
             coarse_decode="next",
             decode="strided",
             guard=True,
-            lean=2.0,  # what it gives and takes: weights/README.md
-            lean_fades=(600, 800),
             sure=0.005,
             empty=0.0,
         ),
