@@ -86,6 +86,12 @@ class Cells:
                 sides = np.diff(rows[above : below + 1]), np.diff(columns[left : right + 1])
                 yield window, np.repeat(np.repeat(part[:, left:right], sides[0], 0), sides[1], 1)
 
+    def spread(self, cells: NDArray[np.bool_], window: Window, size: tuple[int, int]) -> NDArray[np.bool_]:
+        """The cells (h, w) of a window's pixels of a plane of ``size``."""
+        ranges = zip(self._starts(size), ((window.top, window.bottom), (window.left, window.right)), strict=True)
+        rows, columns = (np.searchsorted(starts, np.arange(*ends), "right") - 1 for starts, ends in ranges)
+        return cells[rows][:, columns]
+
     def bands(self, size: tuple[int, int], halo: int = 0) -> list[tuple[int, int]]:
         """Rows of cells that together are all, some at a time; with a halo not fewer than that has."""
         height, step = self.size[0], max(self._step(size), 4 * halo)
@@ -113,17 +119,17 @@ def narrow(cells: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
     """The parts of cells (h, w) bool that are narrower than ``side`` cells, an odd number, and at least half as long.
 
     What a disc of that diameter does not reach inside of a part (its top-hat) is narrow, or a corner of something wide.
-    A corner ends within half a diameter of where the disc does reach, a branch does not. Nothing is known outside of the
-    grid, so that a part which leaves it is as wide as it is there. Depends on `reach` cells around a cell.
+    A corner ends within half a diameter of where the disc does reach, a branch does not. Nothing is known outside of
+    the grid, so that a part which leaves it is as wide as it is there. Depends on `reach` cells around a cell.
     """
     assert side % 2 == 1, side
-    mask, disc = np.ascontiguousarray(cells, np.bool_).view(np.uint8), _disc(side)
-    wide = cv2.morphologyEx(mask, cv2.MORPH_OPEN, disc)
+    mask, brush = np.ascontiguousarray(cells, np.bool_).view(np.uint8), disc(side)
+    wide = cv2.morphologyEx(mask, cv2.MORPH_OPEN, brush)
     rest = np.asarray(wide < mask)
     if not rest.any():
         return rest
-    branch = rest & np.asarray(cv2.dilate(wide, disc) == 0)
-    return rest & np.asarray(cv2.dilate(branch.view(np.uint8), _disc(side + 2)) > 0)
+    branch = rest & np.asarray(cv2.dilate(wide, brush) == 0)
+    return rest & np.asarray(cv2.dilate(branch.view(np.uint8), disc(side + 2)) > 0)
 
 
 def reach(side: int) -> int:
@@ -131,5 +137,6 @@ def reach(side: int) -> int:
     return 2 * side + 2
 
 
-def _disc(diameter: int) -> NDArray[Any]:
+def disc(diameter: int) -> NDArray[Any]:
+    """A disc of so many cells as a structuring element."""
     return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (diameter, diameter))

@@ -189,10 +189,10 @@ class Cascade:
     """px; a scale at which the picture's long side is shorter is left out (the last scale never is)."""
 
     least: int = 0
-    """px; a picture whose long side is shorter is seen `enlarged` times as large: its details are few cells of
-    the latent otherwise. Not where it would be seen at a single scale then, which shows less of what is around them. The factor is
-    the same for all, since the network knows the few places within a cell that pixels then have; at others single
-    columns of pixels come out otherwise than their neighbours."""
+    """px; a picture whose long side is shorter is seen `enlarged` times as large: its details are few cells of the
+    latent otherwise. Not where it would be seen at a single scale then, which shows less of what is around them. The
+    factor is the same for all, since the network knows the few places within a cell that pixels then have; at others
+    single columns of pixels come out otherwise than their neighbours."""
 
     enlarged: float = 1.0
 

@@ -527,6 +527,12 @@ class Refiner:
         preparing: float,
         peak: int,
     ) -> Report:
+        told = list(outcome.warnings)
+        if outcome.reports and not change.parts:
+            told.append(
+                "nothing of the coarse mask is above 0.5, so that none of it is the object; if it is soft, of another "
+                "range, divide it by its maximum"
+            )
         return Report(
             model=self.spec.model,
             weights=self.weights_sha256,
@@ -539,7 +545,7 @@ class Refiner:
             peak_memory=peak,
             options=options.as_dict(),
             change=change,
-            warnings=(*outcome.warnings, *change.warnings, *untold()),
+            warnings=(*told, *change.warnings, *untold()),
         )
 
     def _now(self) -> float:

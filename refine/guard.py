@@ -9,7 +9,8 @@ next to nothing.
 
 After the last scale, once, by pixels (`Guard.settle`). A part of the result that touches nothing of the coarse mask is
 another object that looks like the one, or a speck; a hole where the coarse mask has none, likewise: they go unless the
-network is sure of them. Narrow parts of the coarse mask that are lost although no scale saw them well come back.
+network is sure of them. A thick part of the coarse mask that is taken away comes back, unless the network is sure that
+it is ground. Narrow parts of the coarse mask that are lost although no scale saw them well come back.
 """
 
 import math
@@ -20,7 +21,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from refine.cells import FOREGROUND, Bits, Cells
+from refine.cells import BACKGROUND, FOREGROUND, Bits, Cells, disc
 from refine.frame import Frame
 from refine.parts import Parts, around
 from refine.planes import Held, Plane, bands
@@ -30,15 +31,18 @@ MISSED = 0.01  # share of the object's cells; if the first scale adds no more, t
 LIKELY = 0.25  # mean probability of a cell, from which the next scale may make it the object
 THICK = 2  # cells; the side of a square that fits into a thick part
 
-SURE = 0.9  # mean probability of a part's class; with this, one that touches nothing of the coarse mask stays
+SURE = 0.9  # mean probability of a part's class; with this, one stays against the coarse mask
 SEEN = 13  # samples of a scale; what is narrower is not seen there
 FINE = 40  # samples of the last scale; narrower parts are more edge than inside
 SEEN_CELLS, FINE_CELLS = 7, 11  # cells that are as wide
+THICK_CELLS = 11  # of those; the diameter of a disc that fits into a thick part that is taken away
 JOINED = 2  # px; parts that are no further apart than twice this are one
 MOSTLY = 0.5  # share of the coarse mask
 
-_LOOSE, _LOST = 1, 2  # why a pixel is given the coarse mask's value
+_LOOSE, _LOST, _UNSURE = 1, 2, 3  # why a pixel is given the coarse mask's value
 _THIN, _GONE = 4, 8  # bits of a cell beside `FOREGROUND`: of a narrow part, of which nothing is left
+
+_ABOVE_HALF = np.nextafter(np.float32(0.5), np.float32(1))
 
 _Before = Callable[[Window, NDArray[np.float32]], NDArray[np.float32]]  # of a window, and what is there now
 
@@ -47,20 +51,26 @@ _Before = Callable[[Window, NDArray[np.float32]], NDArray[np.float32]]  # of a w
 class Settled:
     """What was done after the last scale.
 
-    taken_back: px of loose parts and holes. given_back: px of narrow parts that were lost. fine: whether the coarse
-    mask consists of such parts, all of which is kept then.
+    taken_back: px of loose parts and holes. narrow: px of narrow parts that were lost, and came back. fine: whether the
+    coarse mask consists of such parts, all of which is kept then. unsure: px of thick parts that came back.
     """
 
     taken_back: int
-    given_back: int
+    narrow: int
     fine: bool
+    unsure: int
+
+    @property
+    def given_back(self) -> int:
+        """px of parts that came back."""
+        return self.narrow + self.unsure
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What the caller should know of it."""
-        if not self.given_back:
+        if not self.narrow:
             return ()
-        what = f"{self.given_back:,} px of narrow parts of the coarse mask were lost, and given back as they were"
+        what = f"{self.narrow:,} px of narrow parts of the coarse mask were lost, and given back as they were"
         return (f"{what}: it consists mostly of such parts, which grow but do not shrink" if self.fine else what,)
 
 
@@ -93,6 +103,28 @@ class _Beside(_Bit):
         return cv2.dilate(rest, np.ones((3, 3), np.uint8))[window.moved(-seen.top, -seen.left).slices].astype(
             np.float32
         )
+
+
+@dataclass(frozen=True)
+class _TakenAway:
+    """How sure probabilities p are of the ground, in the pixels of a grid's cells that they took from the coarse mask.
+
+    cells: (h, w) bool of the grid. 0 elsewhere.
+    """
+
+    p: Plane
+    coarse: Plane
+    cells: NDArray[np.bool_]
+    grid: Cells
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.p.size
+
+    def read(self, window: Window) -> NDArray[np.float32]:
+        p = self.p.read(window)
+        taken = self.grid.spread(self.cells, window, self.size) & (p <= 0.5) & (self.coarse.read(window) > 0.5)
+        return np.where(taken, np.maximum(1 - p, _ABOVE_HALF), np.float32(0))
 
 
 class Guard:
@@ -155,7 +187,7 @@ class Guard:
         return count
 
     def settle(self, p: Held, finest: tuple[int, int], name: str) -> Settled:
-        """Gives probabilities (H, W) the coarse mask's values in loose parts and holes, and in narrow parts it lost.
+        """Gives probabilities (H, W) the coarse mask's values in loose parts and holes, and in parts that they lost.
 
         p: an array of the frame's store in full size, written in place; name: of it. finest: size of the last scale.
         """
@@ -167,10 +199,12 @@ class Guard:
             found[...] = 0
             for window, pixels in self._loose(p):
                 found[window.slices][pixels] = _LOOSE
+            for window, pixels in self._unsure(p, finest, name):
+                found[window.slices][pixels] = _UNSURE
             for window, pixels in self._lost_fine(p, finest) if fine else self._lost(p, finest, name):
                 found[window.slices][pixels] = _LOST
             store.mark(name, found)
-        counts = {_LOOSE: 0, _LOST: 0}
+        counts = {_LOOSE: 0, _LOST: 0, _UNSURE: 0}
         for band in bands(p.size):
             rows = np.flatnonzero(found[band.slices].any(1))
             if rows.size:
@@ -179,7 +213,7 @@ class Guard:
                     step, pixels = f"{name} {why} {band.top}", found[window.slices] == why
                     counts[why] += self._put(step, p, window, pixels, lambda window, now: coarse.read(window))
             store.release()
-        return Settled(counts[_LOOSE], counts[_LOST], fine)
+        return Settled(counts[_LOOSE], counts[_LOST], fine, counts[_UNSURE])
 
     def _loose(self, p: Held) -> Iterator[tuple[Window, NDArray[np.bool_]]]:
         """Parts of p that touch nothing of the coarse mask, and holes that touch nothing of its ground, if unsure."""
@@ -189,6 +223,21 @@ class Guard:
         for holes in (False, True):
             parts = Parts.of(p, self.frame.mask, window, self.frame.store, holes=holes, gap=JOINED)
             yield from parts.marked((parts.held == 0) & (parts.sure < SURE))
+
+    def _unsure(self, p: Held, finest: tuple[int, int], name: str) -> Iterator[tuple[Window, NDArray[np.bool_]]]:
+        """Thick parts of the coarse mask that p takes away and is not sure of."""
+        cells, store, coarse = self._cells_of(finest, SEEN / SEEN_CELLS), self.frame.store, self.frame.mask
+        taken = store.array(f"guard-taken-{name}", cells.size, np.bool_)
+        brush, halo = disc(THICK_CELLS), 2 * THICK_CELLS
+        for top, bottom in cells.bands(p.size, halo):
+            (had, own), (has, _) = (cells.classes_around(plane, top, bottom, halo) for plane in (coarse, p))
+            lost = ((had == FOREGROUND) & (has == BACKGROUND)).view(np.uint8)
+            thick = lost & cv2.dilate(cv2.morphologyEx(lost, cv2.MORPH_OPEN, brush), brush)  # with its corners
+            taken[top:bottom] = cv2.dilate(thick, np.ones((3, 3), np.uint8))[own]
+        if taken.any():
+            away = _TakenAway(p, coarse, taken, cells)
+            parts = Parts.of(away, Held(p.array), around(away, store=store), store)
+            yield from parts.marked(parts.sure < SURE)
 
     def _lost_fine(self, p: Held, finest: tuple[int, int]) -> Iterator[tuple[Window, NDArray[np.bool_]]]:
         """All that p has lost of the coarse mask's parts up to a width of twice `FINE`."""

@@ -76,12 +76,12 @@ def test_scales_too_small_to_show_an_object_are_left_out(size, scales):
         ((480, 800), (0.75, 1.5)),
         ((533, 200), (1.0,)),  # enlarged, its half would be below 400 px
         ((534, 200), (0.75, 1.5)),
-        ((1000, 10), (0.6, 1.2)),
+        ((1000, 10), (0.75, 1.5)),
         ((1200, 1), (0.5, 1.0)),
         ((9, 1201), (0.5, 1.0)),
     ],
 )
-def test_small_pictures_are_enlarged_to_a_length_or_by_a_factor(size, scales):
+def test_small_pictures_are_enlarged_by_a_factor_where_they_are_seen_at_two_scales_then(size, scales):
     cascade = Cascade(scales=(0.25, 0.5, 1.0), smallest=400, least=1200, enlarged=1.5)
     assert cascade.at(*size) == pytest.approx(scales)
 

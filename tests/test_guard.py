@@ -49,8 +49,26 @@ def test_a_part_that_touches_nothing_of_the_coarse_mask_goes_unless_the_network_
         coarse, found = 1 - coarse, 1 - found
     out, done = settled(coarse, found)
     np.testing.assert_array_equal(out, found if stays else coarse)
-    assert done.taken_back == (0 if stays else np.count_nonzero(found != coarse))
+    assert done.taken_back + done.given_back == (0 if stays else np.count_nonzero(found != coarse))
     assert done.warnings == ()
+
+
+@pytest.mark.parametrize(("sure", "back"), [(0.5, True), (0.89, True), (0.91, False), (1.0, False)])
+def test_a_thick_part_that_is_taken_away_comes_back_unless_the_network_is_sure(sure, back):
+    coarse, found = boxes(LARGE), boxes((10, 60, 8, 30))
+    found[10:60, 30:72] = 1 - sure
+    out, done = settled(coarse, found)
+    np.testing.assert_array_equal(out, coarse if back else found)
+    assert (done.taken_back, done.given_back) == (0, 50 * 42 if back else 0)
+    assert done.warnings == ()
+
+
+def test_a_thin_strip_that_is_taken_away_stays_so():
+    coarse, found = boxes(LARGE), boxes(LARGE)
+    found[10:60, 56:72] = 0.4
+    out, done = settled(coarse, found)
+    np.testing.assert_array_equal(out, found)
+    assert done.given_back == 0
 
 
 def test_it_is_the_mean_of_a_part_that_counts():
@@ -66,7 +84,7 @@ def test_it_is_the_mean_of_a_part_that_counts():
 @pytest.mark.parametrize(
     "windows",
     [
-        [(10, 60, 8, 120)],  # grown far beyond the coarse mask
+        [(10, 60, 8, 84)],  # grown beyond the coarse mask
         [(40, 44, 50, 54)],  # shrunk to a bit of it
         [(10, 60, 8, 72), (20, 24, 72, 128)],  # with a thin arm
         [(8, 20, 8, 20), (44, 60, 50, 60)],  # broken in two

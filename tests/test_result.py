@@ -49,7 +49,9 @@ def test_the_report_is_ready_for_json():
         "pixels_kept": 0,
         "encoded": 1.0,
         "taken_back": 0,
+        "given_back": 0,
     }
+    assert back["change"] is None
     assert back["options"] == {"decode": "dense", "limit": None, "weights": str(Path("a/b")), "f": 0.5, "s": [1, 2]}
     assert back["warnings"] == ["the mask is empty"]
 
