@@ -62,7 +62,7 @@ class Settled:
 
     @property
     def given_back(self) -> int:
-        """px of parts that came back."""
+        """How many px of parts came back."""
         return self.narrow + self.unsure
 
     @property
