@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from PIL import Image
 from refine.errors import FileError, InputError, OptionError
 from refine.evaluation import evaluate, find_items, find_sets, find_work, score, summarise
 from refine.evaluation.items import as_binary
+from refine.evaluation.scores import Row
 from refine.evaluation.tables import set_table
 from refine.io import write_mask
 from refine.metrics import Harm, harm
@@ -119,6 +121,38 @@ def test_harm_is_measured_pooled_and_averaged(tmp_path):
     assert (summary.fragments, summary.holes, summary.lost) == (1, pytest.approx(1 / 3), 2)
     cells = [cell.strip() for cell in set_table(rows).markdown().splitlines()[2].split("|")]
     assert cells[7:10] == [f"{summary.far:.3f}", "1.0/0.3", "2"]
+
+
+def test_what_changed_of_the_coarse_masks_stands_beside_the_harm(tmp_path):
+    rows = evaluate([write_set(tmp_path / "set")], breaking)
+    assert [(row.change.parts, row.change.parts_lost, row.change.parts_added) for row in rows] == [
+        (1, 0, 3),
+        (1, 1, 0),
+        (1, 1, 0),
+    ]
+    assert [row.change.contour_moved for row in rows[1:]] == [1, 1]
+    (summary,) = summarise(rows)
+    ratio = rows[0].change.area_ratio / 3
+    assert (summary.parts_lost, summary.parts_added, summary.area_ratio) == (2, 3, pytest.approx(ratio))
+    assert summary.moved == pytest.approx(100 * np.mean([row.change.contour_moved for row in rows]))
+    cells = [cell.strip() for cell in set_table(rows).markdown().splitlines()[2].split("|")]
+    assert cells[10:13] == ["2/3", f"{ratio:.2f}", f"{summary.moved:.1f}"]
+    assert [Row.from_dict(json.loads(json.dumps(row.as_dict()))) for row in rows] == rows
+
+
+def test_lines_from_before_changes_were_measured_are_read_and_damaged_ones_refused(tmp_path):
+    (row, *_) = evaluate([write_set(tmp_path / "set")], breaking)
+    line = row.as_dict()
+    for damage in ({"parts": -1}, {"parts": "1"}, {"parts": True}, {"more": 1}):
+        with pytest.raises((KeyError, TypeError, ValueError)):
+            Row.from_dict(line | {"change": line["change"] | damage})
+    del line["change"]
+    old = Row.from_dict(line)
+    assert old == replace(row, change=None)
+    (summary,) = summarise([old, row])
+    assert {summary.parts_lost, summary.parts_added, summary.area_ratio, summary.moved} == {None}
+    cells = [cell.strip() for cell in set_table([old]).markdown().splitlines()[2].split("|")]
+    assert cells[10:13] == ["-/-", "-", "-"]
 
 
 def test_a_set_with_a_picture_from_before_harm_was_measured_has_no_figures_of_it(tmp_path):

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from refine.change import change
 from refine.errors import RefineError
 from refine.evaluation.items import Item, Mask, as_binary, as_name, find_items, find_work, read
 from refine.evaluation.lines import Lines
@@ -18,6 +19,7 @@ from refine.evaluation.scores import Row, score
 from refine.evaluation.variants import Outcome, Variant, key
 from refine.io import write_mask
 from refine.metrics import harm
+from refine.planes import Held, Memory
 from refine.texts import plain
 from refine.versions import commit
 
@@ -134,6 +136,7 @@ def _measured(item: Item, make: Callable[[Item, NDArray[Any], NDArray[Any]], Out
         refined=score(after, truth),
         seconds=outcome.seconds,
         harm=harm(after, before, truth),
+        change=change(Held(before.astype(np.float32)), Held(after.astype(np.float32)), Memory()),
         peak_memory=outcome.peak_memory,
     )
     return row, after

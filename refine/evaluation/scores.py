@@ -7,6 +7,7 @@ from typing import Any, Self
 from numpy.typing import NDArray
 
 from refine.metrics import Harm, intersection_and_union, mean_boundary_accuracy, pooled_far, pooled_iou
+from refine.result import Change
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Row:
     harm: Harm | None = None  # none in lines that were written before it was measured
     peak_memory: int | None = None  # bytes, likewise
     commit: str = ""  # of the code that measured it, as `refine.versions.commit` has it; none in older lines
+    change: Change | None = None  # none in older lines
 
     @property
     def iou_change(self) -> float:
@@ -49,8 +51,9 @@ class Row:
             for figure in ("iou", "mba", "intersection", "union")
         }
         harm = {} if self.harm is None else {"far": self.harm.far, **asdict(self.harm)}
+        change = {} if self.change is None else {"change": asdict(self.change)}
         cost = {"seconds": self.seconds, "peak_memory": self.peak_memory}
-        return {"set": self.set, "name": self.name, **scores, **harm, **cost, "commit": self.commit}
+        return {"set": self.set, "name": self.name, **scores, **harm, **change, **cost, "commit": self.commit}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
@@ -61,12 +64,15 @@ class Row:
         )
         names = [field.name for field in fields(Harm)]
         harm = Harm(**{name: values[name] for name in names}) if any(name in values for name in names) else None
-        later = {name: values[name] for name in ("peak_memory", "commit") if name in values}
+        later: dict[str, Any] = {name: values[name] for name in ("peak_memory", "commit") if name in values}
+        if "change" in values:
+            later["change"] = Change(**values["change"])
         row = cls(values["set"], values["name"], coarse, refined, values["seconds"], harm, **later)
         if not all(isinstance(text, str) for text in (row.set, row.name, row.commit)):
             raise ValueError("no picture, or no commit")
         figures = [*asdict(coarse).values(), *asdict(refined).values(), row.seconds, row.peak_memory]
-        figures += [] if harm is None else asdict(harm).values()
+        figures += [*asdict(harm).values()] if harm is not None else []
+        figures += [*asdict(row.change).values()] if row.change is not None else []
         if any(n is not None and (isinstance(n, bool) or not isinstance(n, int | float)) for n in figures):
             raise ValueError("no numbers")
         if any(n is not None and not abs(n) < 2**63 for n in figures):
@@ -74,7 +80,8 @@ class Row:
         if any(cost is not None and not cost > 0 for cost in (row.seconds, row.peak_memory)):
             raise ValueError("no time, or no memory")
         possible = [0 <= s.intersection <= s.union and 0 <= s.mba <= 1 for s in (coarse, refined)]
-        if not all(possible) or (harm is not None and not all(count >= 0 for count in asdict(harm).values())):
+        counts = [n for part in (harm, row.change) if part is not None for n in asdict(part).values() if n is not None]
+        if not all(possible) or not all(n >= 0 for n in counts):
             raise ValueError("impossible figures")
         return row
 
@@ -107,6 +114,10 @@ class Summary:
     fragments: float | None = None  # mean of a picture
     holes: float | None = None  # mean of a picture
     lost: int | None = None  # objects, of all pictures
+    parts_lost: int | None = None  # of the coarse masks, of all pictures
+    parts_added: int | None = None  # of all pictures
+    area_ratio: float | None = None  # the mean of pictures
+    moved: float | None = None  # % of the coarse contour, mean of a picture
 
 
 def summarise(rows: Sequence[Row]) -> list[Summary]:
@@ -117,6 +128,7 @@ def summarise(rows: Sequence[Row]) -> list[Summary]:
         worst = min(of_set, key=lambda row: row.iou_change)
         before, after = [row.coarse for row in of_set], [row.refined for row in of_set]
         harms = [row.harm for row in of_set if row.harm is not None]
+        changes = [row.change for row in of_set if row.change is not None]
         seconds = [row.seconds for row in of_set if row.seconds is not None]
         peaks = [row.peak_memory for row in of_set if row.peak_memory is not None]
         summaries.append(
@@ -134,6 +146,7 @@ def summarise(rows: Sequence[Row]) -> list[Summary]:
                 seconds=sum(seconds) / len(seconds) if len(seconds) == len(of_set) else None,
                 peak_memory=max(peaks) if len(peaks) == len(of_set) else None,
                 **(_summed(harms) if len(harms) == len(of_set) else {}),
+                **(_changed(changes) if len(changes) == len(of_set) else {}),
             )
         )
     return summaries
@@ -150,6 +163,17 @@ def _summed(harms: Sequence[Harm]) -> dict[str, Any]:
         "fragments": sum(h.fragments for h in harms) / len(harms),
         "holes": sum(h.holes for h in harms) / len(harms),
         "lost": sum(h.lost for h in harms),
+    }
+
+
+def _changed(changes: Sequence[Change]) -> dict[str, Any]:
+    """Those that are of how the masks differ from the coarse ones."""
+    ratios = [c.area_ratio for c in changes if c.area_ratio is not None]
+    return {
+        "parts_lost": sum(c.parts_lost for c in changes),
+        "parts_added": sum(c.parts_added for c in changes),
+        "area_ratio": sum(ratios) / len(ratios) if ratios else None,
+        "moved": 100 * sum(c.contour_moved for c in changes) / len(changes),
     }
 
 

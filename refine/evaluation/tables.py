@@ -47,7 +47,9 @@ class Table:
 
 _LEGEND: Final = """\
 What refining broke: far %, pixels far from the coarse mask's contour that were right and are wrong, in % of the truth's
-area; fragments/holes, a picture, that neither the coarse mask nor the truth has; lost, objects the coarse mask had."""
+area; fragments/holes, a picture, that neither the coarse mask nor the truth has; lost, objects the coarse mask had.
+What it changed of the coarse masks, right or wrong: parts lost and added; the area, as a mean; moved %, the share of
+the contour that is further off than a hundredth of the longer side."""
 
 
 def set_table(rows: Sequence[Row]) -> Table:
@@ -63,6 +65,9 @@ def set_table(rows: Sequence[Row]) -> Table:
             figure(s.far, ".3f"),
             f"{figure(s.fragments, '.1f')}/{figure(s.holes, '.1f')}",
             figure(s.lost, "d"),
+            f"{figure(s.parts_lost, 'd')}/{figure(s.parts_added, 'd')}",
+            figure(s.area_ratio, ".2f"),
+            figure(s.moved, ".1f"),
             f"{s.own_iou_coarse:.2f} to {s.own_iou_refined:.2f}",
             figure(s.seconds, ".2f"),
             megabytes(s.peak_memory),
@@ -70,6 +75,7 @@ def set_table(rows: Sequence[Row]) -> Table:
         for s in summarise(rows)
     ]
     header = "set|pictures|coarse IoU/mBA|refined IoU/mBA|gain|worst picture's IoU|far %|fragments/holes|lost"
+    header += "|parts lost/added|area ratio|moved %"
     return Table([*header.split("|"), "mean of pictures' IoU", "seconds", "peak MB"], lines, _LEGEND)
 
 
