@@ -129,8 +129,9 @@ def _summed(sums: NDArray[np.int64], ids: NDArray[np.int64]) -> tuple[NDArray[np
     np.add.at(counts, ids, sums[:, :3])
     ends = np.zeros((count, 4), np.int64)
     ends[:, :2] = np.iinfo(np.int64).max
-    np.minimum.at(ends[:, :2], ids, sums[:, 3:5])
-    np.maximum.at(ends[:, 2:], ids, sums[:, 5:])
+    some = sums[:, 0] > 0  # of a band there may be nothing but what lies between
+    np.minimum.at(ends[:, :2], ids[some], sums[some, 3:5])
+    np.maximum.at(ends[:, 2:], ids[some], sums[some, 5:])
     return counts, ends
 
 

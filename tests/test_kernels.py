@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
+from scipy import ndimage
 
 import refine_kernels
 from refine_kernels import (
@@ -27,6 +28,7 @@ from refine_kernels import (
     interpolate,
     mask_and_doubt,
     network_input,
+    part_sums,
     reference,
     strided_changes,
     threads,
@@ -392,6 +394,35 @@ class TestNetworkInput:
                 network_input(image, mask, self.SCALE, self.SHIFT, out)
 
 
+def labelled(mask):
+    """The first nine parts of a mask."""
+    labels = ndimage.label(mask)[0].astype(np.int32)
+    return labels * (labels < 10)
+
+
+class TestPartSums:
+    @pytest.mark.parametrize("holes", [False, True])
+    def test_is_its_plain_twin(self, holes):
+        p, other = picture((201, 150), np.float32), picture((201, 150), np.float32)[::-1]
+        labels = np.arange(201 * 150, dtype=np.int32).reshape(201, 150) % 7  # with pixels of both classes
+        found = part_sums(labels, p, other, 8, holes=holes)  # of which two do not occur
+        np.testing.assert_array_equal(found, reference.part_sums(labels, p, other, 8, holes=holes))
+        assert (found[:, 0] > 0).sum() == 6
+
+    @pytest.mark.parametrize("holes", [False, True])
+    def test_sums_are_those_of_scipy(self, holes):
+        p, other = picture((60, 80), np.float32), blobs((60, 80), 1).astype(np.float32)
+        labels, count = ndimage.label(p <= 0.5 if holes else p > 0.5)
+        found = part_sums(labels.astype(np.int32), p, other, count, holes=holes)
+        of_class = 1 - p.astype(np.float64) if holes else p.astype(np.float64)
+        index = np.arange(1, count + 1)
+        np.testing.assert_array_equal(found[:, 0], ndimage.sum_labels(np.ones(p.shape), labels, index))
+        np.testing.assert_array_equal(found[:, 1], ndimage.sum_labels((other > 0.5) != holes, labels, index))
+        np.testing.assert_allclose(found[:, 2] / 2**16, ndimage.sum_labels(of_class, labels, index), atol=0.1)
+        boxes = [[at[0].start, at[1].start, at[0].stop, at[1].stop] for at in ndimage.find_objects(labels)]
+        np.testing.assert_array_equal(found[:, 3:], boxes)
+
+
 def calls():
     mask, image = blobs((201, 150)), picture((201, 150), np.uint8)
     changed = blobs((26, 20), smooth=0)
@@ -401,6 +432,7 @@ def calls():
         "strided_changes": (changed, (201, 150), 8),
         "area_reduce": (image, (201, 150), (101, 74), (0, 101, 0, 74), (0, 0)),
         "band_counts": (mask, blobs((201, 150), 1), [2, 7]),
+        "part_sums": (labelled(mask), picture((201, 150), np.float32), picture((201, 150), np.float32), 9),
         "classes_in_cells": (picture((201, 150), np.float32) / 1.8, np.arange(0, 201, 3), np.arange(0, 150, 2)),
         "any_in_cells": (mask, np.arange(0, 201, 7), np.arange(0, 150, 8)),
         "fill_cells": (changed, np.arange(26) * 7, np.arange(20) * 7, (201, 150)),
