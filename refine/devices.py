@@ -47,6 +47,11 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.float32
 
 
+def is_emulated(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether a processor computes with this type by way of float32, which takes longer and more memory than that."""
+    return device.type == "cpu" and dtype != torch.float32 and not (dtype == torch.bfloat16 and _multiplies_bfloat16())
+
+
 def _multiplies_bfloat16() -> bool:
     # Torch has no public question for this yet; a release without these two answers no.
     answers = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))

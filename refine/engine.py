@@ -24,7 +24,7 @@ from refine.blocks import Blocks
 from refine.change import change as changed
 from refine.config import EMBEDDED, UNTRAINED, Options, guided_model, source_and_options
 from refine.decode import decode
-from refine.devices import peak_memory, resolve_device, resolve_dtype, share_threads, undisturbed
+from refine.devices import is_emulated, peak_memory, resolve_device, resolve_dtype, share_threads, undisturbed
 from refine.errors import InputError, OptionError, check_model, one_of
 from refine.features import latent_at, whole_latent, with_deep
 from refine.frame import Frame, View, scaled
@@ -242,7 +242,16 @@ class Refiner:
         sizes = tuple(scaled(padded, scale) for scale in self.spec.cascade.at(*size, chosen.passes))
         seeing = self._seeing(chosen)
         return plan(
-            self.network, size, sizes, chosen, self.dtype, pad=pad, windowed=windowed, excess=excess, guidance=seeing
+            self.network,
+            size,
+            sizes,
+            chosen,
+            self.dtype,
+            pad=pad,
+            windowed=windowed,
+            excess=excess,
+            guidance=seeing,
+            emulated=is_emulated(self.dtype, self.device),
         )
 
     def _chosen(self, changes: dict[str, Any]) -> Options:

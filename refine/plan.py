@@ -85,20 +85,22 @@ def plan(
     windowed: bool = False,
     excess: int = 0,
     guidance: int = 0,
+    emulated: bool = False,
 ) -> Plan:
     """Sizes to refine a picture of ``size`` (H, W) with, under ``options.max_memory`` if that is given.
 
     scales: (h, w) of the inputs, border included. pad: px of the border. windowed: the picture and its masks stay in
     files. excess: bytes of their large tiles or strips, `refine.slides.Slide.excess`. guidance: bytes, see `Plan`; they
-    are told, and held to the cap only where it is known that nothing is kept, by the refiner.
+    are told, and held to the cap only where it is known that nothing is kept, by the refiner. emulated: the processor
+    computes with ``dtype`` by copies in float32.
 
     Raises `OptionError`: nothing fits under the cap; the message states the least that does.
     """
     picture = WINDOWED + excess if windowed else PER_PIXEL * math.prod(n + 2 * pad for n in size)
-    cap = options.max_bytes
+    cap, value = options.max_bytes, dtype.itemsize + (torch.float32.itemsize if emulated else 0)
 
     def at(tile: int) -> Plan:
-        working = _working(network, scales, tile, dtype, full=options.coarse_decode == "full")
+        working = _working(network, scales, tile, value, full=options.coarse_decode == "full")
         return Plan(size, scales, tile, network.halo, windowed, picture, working, cap, guidance)
 
     longest = max(max(s) for s in scales)
@@ -120,10 +122,11 @@ def plan(
     return chosen
 
 
-def _working(
-    network: Network, scales: tuple[tuple[int, int], ...], tile: int, dtype: torch.dtype, *, full: bool
-) -> int:
-    """Bytes that refining the largest tile takes; full: whether coarse scales have all pixels for queries."""
+def _working(network: Network, scales: tuple[tuple[int, int], ...], tile: int, value: int, *, full: bool) -> int:
+    """Bytes that refining the largest tile takes, ``value`` for each of its features.
+
+    full: whether coarse scales have all pixels for queries.
+    """
     last = scales[-1]
     encoded = math.prod(
         min(tile + 2 * network.halo + 4 * network.window, -(-n // network.window) * network.window) for n in last
@@ -132,4 +135,4 @@ def _working(
     grids = [last] * len(scales) if full else [*scales[1:], last]
     for size, grid in zip(scales, grids, strict=True):
         queries = max(queries, PER_COARSE * math.prod(min(tile * m // n, m) for n, m in zip(size, grid, strict=True)))
-    return int(encoded * network.working * dtype.itemsize) + queries
+    return int(encoded * network.working * value) + queries

@@ -7,6 +7,7 @@ import torch
 
 import refine
 from refine.config import Options, parse_bytes
+from refine.devices import is_emulated
 from refine.errors import OptionError
 from refine.guidance import sam_memory
 from refine.models import PRESETS, build
@@ -129,8 +130,8 @@ import refine
 def status(key):
     return 1024 * int(re.search(key + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 
-decode, cap = sys.argv[1:]
-refiner = refine.Refiner(device="cpu", dtype="bfloat16", decode=decode, max_memory=cap)
+decode, dtype, cap = sys.argv[1:]
+refiner = refine.Refiner(device="cpu", dtype=dtype, decode=decode, max_memory=cap)
 rng = np.random.default_rng(0)
 image = rng.integers(0, 256, (1100, 1400, 3), np.uint8)
 mask = np.zeros((1100, 1400), bool)
@@ -143,11 +144,12 @@ print(refiner.plan((1100, 1400)).tile, status("VmHWM") - before, report.scales[-
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("decode", ["dense", "strided"])
-def test_the_real_peak_stays_under_the_cap(decode):
-    cap = 480 * MIB
+@pytest.mark.parametrize(("decode", "dtype"), [("dense", "bfloat16"), ("strided", "bfloat16"), ("strided", "float32")])
+def test_the_real_peak_stays_under_the_cap(decode, dtype):
+    of_bfloat16 = 720 if is_emulated(torch.bfloat16, torch.device("cpu")) else 480
+    cap = {"float32": 600, "bfloat16": of_bfloat16}[dtype] * MIB
     answer = subprocess.run(
-        [sys.executable, "-c", PEAK, decode, str(cap)],
+        [sys.executable, "-c", PEAK, decode, dtype, str(cap)],
         capture_output=True,
         text=True,
         check=True,
@@ -160,12 +162,21 @@ def test_the_real_peak_stays_under_the_cap(decode):
     assert peak > cap / 4  # and what was measured is what was meant
 
 
+def test_arithmetic_that_is_emulated_counts_its_copies(network):
+    of = [
+        plan(network, SCALES[-1], SCALES, Options(tile=512), dtype, emulated=emulated).working
+        for dtype, emulated in ((torch.bfloat16, False), (torch.float32, False), (torch.bfloat16, True))
+    ]
+    assert of[0] < of[1] < of[2]
+    assert of[2] - of[1] == of[1] - of[0]
+
+
 def test_the_refiner_plans_with_its_cascade():
     refiner = refine.Refiner(device="cpu", dtype="float32")
     found = refiner.plan((1500, 600))
     assert found.size == (1500, 600)
     assert found.scales == ((375, 150), (750, 300), (1500, 600))
-    assert refiner.plan((1000, 600)).scales == ((600, 360), (1200, 720))  # seen enlarged
+    assert refiner.plan((1000, 600)).scales == ((375, 225), (750, 450), (1500, 900))  # seen enlarged
 
 
 def test_what_segment_anything_takes_is_told_apart_from_the_cascade():
