@@ -259,13 +259,14 @@ SamCheckpoint = Annotated[
     str | None, _method("--sam-checkpoint FILE", "Segment Anything's weights, instead of downloaded ones.")
 ]
 NoGuard = Annotated[
-    bool, _method("--no-guard", "Keep parts and holes that touch nothing of the coarse mask, and what creeps in.")
+    bool,
+    _method("--no-guard", "Do not hold the result to the coarse mask: keep strays, lose narrow parts."),
 ]
 Lean = Annotated[
     float | None,
     _method(
         "--lean NUMBER",
-        "0: contours at even odds; above, fuller masks, below, tighter ones. Default: the model's, by picture size.",
+        "0 (the default): contours at even odds; above, fuller masks, below, tighter ones.",
     ),
 ]
 Passes = Annotated[

@@ -59,16 +59,17 @@ class Options:
     was trained for."""
 
     guard: bool | None = None
-    """Whether to take back, after every scale, parts of the result that touch nothing of the coarse mask, and holes
-    that touch nothing of its background; and, before the last scale, thick parts of which the first one was surer that
-    they are ground than this one is of the object, if the first added next to nothing to the coarse mask. Told on the
-    grid of the first scale (`refine.guard`). After the last scale also specks and pinholes of up to 64 px that are sure
-    nowhere. None is the model's own choice."""
+    """Whether the result is held to the coarse mask (`refine.guard`). What a scale cannot see it leaves. After
+    the last scale, parts of the result that touch nothing of the coarse mask go, and so do holes that touch nothing of
+    its background, unless the network is sure of them; thick parts that it took away come back unless it is sure that
+    they are ground; and narrow parts come back that were lost whole. Before the last scale, thick parts go of which the
+    first one was surer that they are ground than this one is of the object, if the first added next to nothing to the
+    coarse mask. None is the model's own choice."""
 
     lean: float | None = None
     """Where a contour runs that the picture leaves open: added to the last scale's logits, so that a pixel of the
     object that is missed counts exp(lean) times as much as one that is added. 0 is even odds, as trained; above, masks
-    are fuller. None is the model's own choice, for a picture of this size."""
+    are fuller. None is the model's own choice, which is 0 for those that ship."""
 
     passes: int | None = None
     """How often the last scale is run, each time on the mask of the time before; more follow edges closer and take as
