@@ -86,6 +86,13 @@ class Cells:
                 sides = np.diff(rows[above : below + 1]), np.diff(columns[left : right + 1])
                 yield window, np.repeat(np.repeat(part[:, left:right], sides[0], 0), sides[1], 1)
 
+    def around(self, cells: NDArray[np.bool_], size: tuple[int, int]) -> Window:
+        """The window of a plane of ``size`` that holds what some cells (h, w) do."""
+        starts = (np.append(at, n) for at, n in zip(self._starts(size), size, strict=True))
+        found = (np.flatnonzero(cells.any(axis)) for axis in (1, 0))
+        rows, columns = ((int(at[i[0]]), int(at[i[-1] + 1])) for at, i in zip(starts, found, strict=True))
+        return Window(*rows, *columns)
+
     def spread(self, cells: NDArray[np.bool_], window: Window, size: tuple[int, int]) -> NDArray[np.bool_]:
         """The cells (h, w) of a window's pixels of a plane of ``size``."""
         ranges = zip(self._starts(size), ((window.top, window.bottom), (window.left, window.right)), strict=True)

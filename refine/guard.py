@@ -236,7 +236,7 @@ class Guard:
             taken[top:bottom] = cv2.dilate(thick, np.ones((3, 3), np.uint8))[own]
         if taken.any():
             away = _TakenAway(p, coarse, taken, cells)
-            parts = Parts.of(away, Held(p.array), around(away, store=store), store)
+            parts = Parts.of(away, p, cells.around(taken, p.size), store)
             yield from parts.marked(parts.sure < SURE)
 
     def _lost_fine(self, p: Held, finest: tuple[int, int]) -> Iterator[tuple[Window, NDArray[np.bool_]]]:

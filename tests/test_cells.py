@@ -93,6 +93,9 @@ def test_the_pixels_of_cells_and_the_cells_of_pixels_agree():
         filled[window.slices] |= pixels
     window = Window(5, 50, 11, 80)
     np.testing.assert_array_equal(cells.spread(chosen, window, size), filled[window.slices])
+    few = np.zeros((13, 17), bool)
+    few[3, 4] = few[5, 2] = True
+    assert cells.around(few, size) == Window(3 * 61 // 13, 6 * 61 // 13, 2 * 83 // 17, 5 * 83 // 17)
     assert cells.classes(Held(filled.astype(np.float32)))[chosen].min() == FOREGROUND
     rest = np.zeros(size, bool)
     for part, pixels in cells.pixels(chosen[4:], size, 4):
