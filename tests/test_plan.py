@@ -143,12 +143,12 @@ print(refiner.plan((1100, 1400)).tile, status("VmHWM") - before, report.scales[-
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 native = pytest.mark.skipif(
     is_emulated(torch.bfloat16, torch.device("cpu")), reason="a processor without bfloat16 takes minutes for it"
 )
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(
     ("decode", "dtype", "cap"),
     [
