@@ -244,7 +244,7 @@ def test_bad_input_is_one_line_without_a_traceback(run: Run, engine: Engine) -> 
     engine.fails_on[200] = InputError("the mask has NaN;\n give 0..1")
     outcome = run("cat.png", "masks/coarse.png")
     assert (outcome.code, outcome.out) == (1, "")
-    assert outcome.err == "error: cat.png: the mask has NaN; give 0..1\n"
+    assert outcome.err == "error: cat.png: the mask has NaN;\\n give 0..1\n"
     assert not Path("masks/cat_mask.png").exists()
 
 
