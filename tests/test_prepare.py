@@ -146,8 +146,6 @@ def test_soft_floats_are_kept_and_rounding_is_clipped():
 @pytest.mark.parametrize(
     "values",
     [
-        [0, 127],
-        [0, 2],
         [1, 2],
         [5, 5],
         [0, 1, 2, 3],
@@ -204,6 +202,29 @@ def test_a_label_map_may_have_a_tenth_of_its_pixels_at_borders_and_no_more():
         as_mask(mask, mask.shape)
 
 
+@pytest.mark.parametrize("label", [1, 2, 7, 37, 127, 128, 169, 200, 254, 255, 1000, 26001, 65535])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.uint16])
+def test_the_only_value_beside_0_is_the_object(label, dtype):
+    if label > np.iinfo(dtype).max:
+        return
+    mask = cv2.circle(np.zeros((40, 60), np.uint8), (30, 20), 14, 1, -1)
+    np.testing.assert_array_equal(as_mask((mask * np.int64(label)).astype(dtype), mask.shape), mask)
+    told = prepare(np.zeros((40, 60, 3), np.uint8), (mask * np.int64(label)).astype(dtype)).warnings
+    assert bool(told) == (label not in (1, 254, 255, 65535) or (label == 65535 and dtype == np.int64))
+    assert all(f"0 and {label}, which is taken for the object" in warning for warning in told)
+
+
+@pytest.mark.parametrize("label", [1, 15, 37, 120, 169, 200])
+def test_255_beside_a_single_label_is_void(label):
+    ring = cv2.circle(np.zeros((90, 120), np.uint8), (60, 45), 30, label, -1)
+    ring = cv2.circle(ring, (60, 45), 30, 255, 5)
+    ring[:20, :20] = 255
+    want = np.where(ring == 255, np.float32(0.5), ring == label)
+    np.testing.assert_array_equal(as_mask(ring, ring.shape), want)
+    (told,) = prepare(np.zeros((90, 120, 3), np.uint8), ring).warnings
+    assert f"{label} is taken for the object, 255 for void" in told
+
+
 def soft_masks():
     binary = cv2.circle(np.zeros((90, 120), np.uint8), (60, 45), 30, 255, -1)
     yield "trimap", areas(0, 128, 255)
@@ -224,7 +245,7 @@ def test_a_soft_mask_is_not_taken_for_labels(kind, mask):
     np.testing.assert_allclose(as_mask(mask, mask.shape), mask / full, rtol=1e-6, err_msg=kind)
 
 
-@pytest.mark.parametrize("values", [[0, 128], [0, 255], [0, 64, 255], [0, 3, 252, 255], list(range(256)), [130, 200]])
+@pytest.mark.parametrize("values", [[0, 255], [0, 64, 255], [0, 3, 252, 255], list(range(256)), [130, 200]])
 def test_grey_is_not_taken_for_labels(values):
     np.testing.assert_allclose(
         as_mask(np.array([values], np.uint8), (1, len(values)))[0], np.divide(values, 255), rtol=1e-6
@@ -289,7 +310,7 @@ def interpolated(mask, size):
     ],
 )
 def test_a_smaller_mask_is_enlarged_at_pixel_centres_and_stays_soft(small, size):
-    mask = np.random.default_rng(0).random(small).astype(np.float32)
+    mask = cv2.GaussianBlur(np.random.default_rng(0).random(small), (0, 0), 4).astype(np.float32)
     soft = as_mask(mask, size)
     assert soft.shape == size
     np.testing.assert_allclose(soft, interpolated(mask, size), atol=1e-4)
