@@ -148,7 +148,7 @@ class Refiner:
         share_threads()
         with undisturbed(self.device), peak_memory(self.device) as peak:
             started = self._now()
-            pair = prepare(image, coarse_mask, allow_large=chosen.allow_large)
+            pair = prepare(image, coarse_mask, allow_large=chosen.allow_large, white=chosen.white)
             if proposals is None and embedding is None:
                 self._check_seeing(pair, chosen)
             guided = self._guided(pair, chosen, proposals, embedding)
@@ -202,7 +202,8 @@ class Refiner:
         share_threads()
         with undisturbed(self.device), peak_memory(self.device) as peak, ExitStack() as stack:
             started = self._now()
-            picture, mask = (stack.enter_context(Slide(path)) for path in (image, coarse_mask))
+            picture = stack.enter_context(Slide(image, white=chosen.white))
+            mask = stack.enter_context(Slide(coarse_mask))
             plan = self.plan(picture.size, windowed=True, excess=picture.excess + mask.excess, **options)
             chosen = self._sized(chosen, picture.size)
             key = {
@@ -227,7 +228,8 @@ class Refiner:
 
             write_mask_stream(out, picture.size, rows, georeference=picture.georeference)
             store.remove()
-            outcome.warnings[:0] = (*picture.warnings, *elsewhere(picture.georeference, mask.georeference))
+            place = elsewhere(picture.georeference, mask.georeference)
+            outcome.warnings[:0] = (*picture.warnings, *mask.warnings, *place)
             seconds = self._now() - started
         return self._report(frame, outcome, change, chosen, seconds, prepared - started, peak())
 

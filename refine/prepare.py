@@ -37,13 +37,19 @@ class Pair:
     """What the caller should know of the files."""
 
 
-def prepare(image: NDArray[Any] | Source, coarse_mask: NDArray[Any] | Source, *, allow_large: bool = False) -> Pair:
+def prepare(
+    image: NDArray[Any] | Source,
+    coarse_mask: NDArray[Any] | Source,
+    *,
+    allow_large: bool = False,
+    white: float | None = None,
+) -> Pair:
     """The picture and its coarse mask at the picture's size; see :func:`as_image` and :func:`as_mask`.
 
     Raises InputError: either is not what is accepted, or the mask does not fit the picture.
     Raises FileError: a file cannot be read, or is larger than ``io.MAX_PIXELS`` and ``allow_large`` is not set.
     """
-    picture = _picture(image, allow_large)
+    picture = _picture(image, allow_large, white)
     mask, told = _mask(coarse_mask, picture.rgb.shape[:2], allow_large)
     warnings = picture.warnings + told
     if picture.georeference is not None and not isinstance(coarse_mask, np.ndarray):
@@ -51,22 +57,25 @@ def prepare(image: NDArray[Any] | Source, coarse_mask: NDArray[Any] | Source, *,
     return Pair(picture.rgb, mask, picture.georeference, warnings)
 
 
-def _picture(image: NDArray[Any] | Source, allow_large: bool) -> io.Picture:
+def _picture(image: NDArray[Any] | Source, allow_large: bool, white: float | None) -> io.Picture:
     if isinstance(image, np.ndarray):
-        return io.Picture(io.rgb8(image, "image"))
-    return io.read_picture(image, allow_large=allow_large)
+        return io.picture_of(image, "image", white)
+    return io.read_picture(image, allow_large=allow_large, white=white)
 
 
-def as_image(image: NDArray[Any] | Source, *, allow_large: bool = False) -> NDArray[np.uint8]:
+def as_image(
+    image: NDArray[Any] | Source, *, allow_large: bool = False, white: float | None = None
+) -> NDArray[np.uint8]:
     """Picture (H, W, 3), contiguous uint8 RGB.
 
     Accepts arrays (H, W) and (H, W, 1 | 3 | 4) in RGB order (uint8; uint16, / 257 rounded; floats in [0, 1], * 255
-    rounded; alpha is dropped), paths and PIL images (as files: EXIF orientation applied).
+    rounded; alpha is dropped), paths and PIL images (as files: EXIF orientation applied). ``white`` is the value that
+    becomes 255, where it is not the highest of its type; integers of any type are accepted with it.
 
     Raises InputError: another shape, type or range; no pixels; NaN.
     Raises FileError: a file cannot be read, or is larger than ``io.MAX_PIXELS`` and ``allow_large`` is not set.
     """
-    return _picture(image, allow_large).rgb
+    return _picture(image, allow_large, white).rgb
 
 
 def as_mask(mask: NDArray[Any] | Source, size: tuple[int, int], *, allow_large: bool = False) -> NDArray[np.float32]:

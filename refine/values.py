@@ -227,11 +227,13 @@ class _Integers:
             return False
         void, solid = self._count(255, 255), self._solid()
         base = max(ids.tolist(), key=lambda v: self._count(v, v))
-        if base <= NEAR and not solid.get(0) and self._count(0, 0) < self._count(base, base):
+        if base <= NEAR and solid.get(base) and not solid.get(0) and self._count(0, 0) < self._count(base, base):
             ids = ids[ids != base]  # a black that compression moved
         if not len(ids):
             return False
         mine = int(self.counts[np.isin(self.seen, ids)].sum())
+        if len(ids) == len(self.seen) - 1:  # there is no ground that they could be noise of
+            return True
         noise = sum(solid.get(v, 0) for v in ids.tolist()) < mine / 10
         return not ((noise and 2 * mine <= void) or (ids[-1] <= FEW and 10 * mine <= void))
 

@@ -124,16 +124,17 @@ def mask_path(out: Path, variant: Variant, item: Item) -> Path:
 
 
 def _measured(item: Item, make: Callable[[Item, NDArray[Any], NDArray[Any]], Outcome]) -> tuple[Row, Mask]:
-    image, coarse, truth = read(item)
+    image, coarse, truth, void = read(item)
     outcome = make(item, image, coarse)
     before, after = as_binary(coarse), outcome.mask
+    refined_known, coarse_known = (m if void is None else np.where(void, truth, m) for m in (after, before))
     row = Row(
         set=item.set,
         name=item.name,
-        coarse=score(before, truth),
-        refined=score(after, truth),
+        coarse=score(before, truth, void),
+        refined=score(after, truth, void),
         seconds=outcome.seconds,
-        harm=harm(after, before, truth),
+        harm=harm(refined_known, coarse_known, truth),
         peak_memory=outcome.peak_memory,
     )
     return row, after
