@@ -38,6 +38,7 @@ from refine.loading import load_network
 from refine.memory import return_freed
 from refine.methods import METHODS
 from refine.models import PRESETS, DeepNetwork
+from refine.pairs import check_not_itself
 from refine.plan import GIB, Plan, plan
 from refine.planes import Constant, Held, Interpolated, Plane
 from refine.prepare import Pair, mask_plane, prepare
@@ -192,6 +193,7 @@ class Refiner:
         for path in (image, coarse_mask):
             if os.path.exists(out) and os.path.exists(path) and os.path.samefile(path, out):
                 raise OptionError(f"{os.fspath(out)}: is an input, {os.fspath(path)}; give another name")
+        check_not_itself(image, coarse_mask)
         if chosen.guidance is not None:
             raise OptionError(
                 f"guidance={chosen.guidance!r} needs the picture in memory; use refine(), or leave it out"

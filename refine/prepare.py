@@ -12,12 +12,16 @@ from PIL import Image
 from refine import io
 from refine.errors import InputError
 from refine.io import Source
+from refine.pairs import OWN_MASK, check_not_itself
 from refine.slides import MaskOf, Slide
 from refine.tiffs import Georeference, elsewhere
 from refine.values import meaning
 
 if TYPE_CHECKING:
     from refine.planes import Plane
+
+
+_OWN = f"mask: holds the same as the image; {OWN_MASK}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,12 +53,33 @@ def prepare(
     Raises InputError: either is not what is accepted, or the mask does not fit the picture.
     Raises FileError: a file cannot be read, or is larger than ``io.MAX_PIXELS`` and ``allow_large`` is not set.
     """
+    _check_not_itself(image, coarse_mask)
     picture = _picture(image, allow_large, white)
     mask, told = _mask(coarse_mask, picture.rgb.shape[:2], allow_large)
+    _check_not_its_content(picture.rgb, mask)
     warnings = picture.warnings + told
     if picture.georeference is not None and not isinstance(coarse_mask, np.ndarray):
         warnings += elsewhere(picture.georeference, io.read_georeference(coarse_mask))
     return Pair(picture.rgb, mask, picture.georeference, warnings)
+
+
+def _check_not_itself(image: NDArray[Any] | Source, mask: NDArray[Any] | Source) -> None:
+    if isinstance(image, str | os.PathLike) and isinstance(mask, str | os.PathLike):
+        check_not_itself(image, mask)
+    same = image is mask
+    if isinstance(image, np.ndarray) and isinstance(mask, np.ndarray) and image.shape == mask.shape and image.size:
+        same |= image.dtype == mask.dtype and image.ndim == 3 and image.shape[2] > 1 and np.array_equal(image, mask)
+    if same and (not isinstance(image, np.ndarray) or (image.size and (image != image.flat[0]).any())):
+        raise InputError(_OWN)
+
+
+def _check_not_its_content(rgb: NDArray[np.uint8], mask: NDArray[np.float32]) -> None:
+    """Raises InputError for a picture of grey levels that are those of its mask, unless all are one."""
+    grey = rgb[..., 0]
+    if (grey[0] != np.rint(255 * mask[0])).any() or not all(np.array_equal(grey, rgb[..., c]) for c in (1, 2)):
+        return
+    if grey.min() < grey.max() and np.array_equal(grey, np.rint(255 * mask)):
+        raise InputError(_OWN)
 
 
 def _picture(image: NDArray[Any] | Source, allow_large: bool, white: float | None) -> io.Picture:

@@ -32,6 +32,7 @@ class Item:
     image: Path
     truth: Path
     coarse: Path
+    white: float | None = None  # of the picture, as `refine.prepare.as_image` takes it
 
 
 def find_sets(folders: Iterable[Path]) -> list[Path]:
@@ -146,13 +147,13 @@ def _items(folder: Path, coarse: Path | None = None) -> list[Item]:
     return items
 
 
-def read(item: Item, white: float | None = None) -> tuple[Picture, NDArray[np.float32], Mask, Mask | None]:
+def read(item: Item) -> tuple[Picture, NDArray[np.float32], Mask, Mask | None]:
     """Picture (H, W, 3), coarse mask (H, W) in [0, 1], a smaller one enlarged, truth (H, W), set where > 128, and void.
 
     Void are the pixels that the truth leaves open: 255 beside a single label, and the grey of a {0, 128, 255}. None of
-    a truth without such. white: of the picture, as in `refine.prepare.as_image`.
+    a truth without such.
     """
-    image = as_image(item.image, white=white)
+    image = as_image(item.image, white=item.white)
     size = image.shape[:2]
     truth = read_mask(item.truth)
     if truth.shape != size:

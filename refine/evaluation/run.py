@@ -145,7 +145,8 @@ def _stamp(item: Item, variant: Variant) -> str:
     stats = [
         path.stat() if path.exists() else None for path in (item.image, item.truth, item.coarse, *variant.files(item))
     ]
-    return " ".join("-" if stat is None else f"{stat.st_size}:{stat.st_mtime_ns}" for stat in stats)
+    files = " ".join("-" if stat is None else f"{stat.st_size}:{stat.st_mtime_ns}" for stat in stats)
+    return files if item.white is None else f"{files} white={item.white:g}"
 
 
 def _reason(error: Exception) -> str:
