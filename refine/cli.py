@@ -107,9 +107,10 @@ class _Group(TyperGroup):
         if i < len(args) and args[i] in self.commands and args[i] != MAIN:
             return [args[i], *args[:i], *args[i + 1 :]]
         if i < len(args) and args[i].replace("-", "_").isidentifier() and not os.path.lexists(args[i]):
-            near = get_close_matches(args[i].lower(), [name for name in self.commands if name != MAIN], n=1)
-            if near:
-                raise UsageError(f"no such file, folder or command: {args[i]!r}; did you mean the command {near[0]}")
+            names = [name for name in self.commands if name != MAIN]
+            near = get_close_matches(args[i].lower(), names, n=1)
+            meant = f"did you mean the command {near[0]}" if near else f"the commands are {', '.join(names)}"
+            raise UsageError(f"no such file, folder or command: {args[i]!r}; {meant}")
         return [MAIN, *args]
 
     def invoke(self, ctx: Any) -> Any:

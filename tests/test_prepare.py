@@ -381,6 +381,31 @@ def test_the_input_is_never_written():
     np.testing.assert_array_equal(pair.mask, mask)
 
 
+def test_a_picture_given_as_its_own_mask_is_named(tmp_path):
+    photo = noise(30, 40, 3)
+    for name in ("a.png", "b.png"):
+        Image.fromarray(photo).save(tmp_path / name)
+    (tmp_path / "link.png").symlink_to(tmp_path / "a.png")
+    for mask in ("a.png", "link.png", "b.png"):
+        given = "holds the same as the image" if mask == "b.png" else "is the image itself"
+        with pytest.raises(InputError, match=rf"{mask}: given as the coarse mask, and {given}.*give the mask"):
+            prepare(tmp_path / "a.png", tmp_path / mask)
+    drawn = np.repeat(np.uint8(255) * (noise(30, 40, 1) > 127), 3, axis=2)
+    for image, mask in (
+        (photo, photo),
+        (photo, photo.copy()),
+        (drawn, drawn[..., 0]),
+        (drawn, drawn[..., 0] > 0),
+        (drawn[..., 0], drawn[..., 0]),
+        (Image.fromarray(drawn), drawn[..., 0] / 255),
+    ):
+        with pytest.raises(InputError, match="mask: holds the same as the image; give the mask that belongs to it"):
+            prepare(image, mask)
+    for value in (0, 255):
+        blank = np.full((30, 40), value, np.uint8)
+        assert (prepare(blank, blank).mask == value / 255).all()
+
+
 def test_allow_large_reaches_both_files(tmp_path, monkeypatch):
     monkeypatch.setattr("refine.io.MAX_PIXELS", 10)
     Image.fromarray(noise(4, 5)).save(tmp_path / "a.png")

@@ -121,7 +121,7 @@ def test_a_white_that_the_type_cannot_hold_is_refused():
         (scaled(9000), None),
         (scaled(0.01, np.float32), 0.01),
         (RGB, None),
-        (RGB // 200, None),
+        (RGB // 40, None),
         (scaled(1, np.uint8), 1),
         (scaled(9000, np.int32), 9000),
     ],
