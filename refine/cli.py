@@ -109,8 +109,12 @@ class _Group(TyperGroup):
         if i < len(args) and args[i].replace("-", "_").isidentifier() and not os.path.lexists(args[i]):
             names = [name for name in self.commands if name != MAIN]
             near = get_close_matches(args[i].lower(), names, n=1)
-            meant = f"did you mean the command {near[0]}" if near else f"the commands are {', '.join(names)}"
-            raise UsageError(f"no such file, folder or command: {args[i]!r}; {meant}")
+            meant = (
+                f"did you mean the command {near[0]}" if near else f"quote globs; the commands are {', '.join(names)}"
+            )
+            bare = len(args) > i + 2 and not any(word.startswith("-") for word in args[i : i + 3])
+            if near or bare:  # three words are no IMAGE and MASK
+                raise UsageError(f"no such file, folder or command: {args[i]!r}; {meant}")
         return [MAIN, *args]
 
     def invoke(self, ctx: Any) -> Any:

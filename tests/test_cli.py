@@ -836,6 +836,7 @@ def test_evaluate_passes_its_options_on(run: Run, evaluated: dict[str, Any]) -> 
         "masks": [Path("d")],
         "table": None,
         "limit": 2,
+        "white": None,
         "out": Path("out"),
     }
 
@@ -1290,7 +1291,7 @@ def test_a_picture_given_as_its_own_mask_is_told_with_the_remedy(run, more):
     )
 
 
-@pytest.mark.parametrize("words", [("run", "a", "b"), ("predict",), ("--json", "refine", "x")])
+@pytest.mark.parametrize("words", [("run", "a", "b"), ("--json", "predict", "x", "y", "z")])
 def test_a_word_that_is_no_command_is_told_with_those_there_are(run, words):
     assert_refused(run(*words), 2, "no such file, folder or command", "the commands are proposals, evaluate, train")
 

@@ -413,4 +413,5 @@ def test_allow_large_reaches_both_files(tmp_path, monkeypatch):
         as_image(tmp_path / "a.png")
     with pytest.raises(FileError, match=r"a\.png: 5 x 4.*allow_large"):
         as_mask(tmp_path / "a.png", (4, 5))
-    assert prepare(tmp_path / "a.png", tmp_path / "a.png", allow_large=True).mask.shape == (4, 5)
+    Image.fromarray(noise(4, 5) > 127).save(tmp_path / "m.png")
+    assert prepare(tmp_path / "a.png", tmp_path / "m.png", allow_large=True).mask.shape == (4, 5)
