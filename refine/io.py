@@ -35,7 +35,7 @@ from PIL import ExifTags, Image, ImageFile
 from refine import pictures, tiffs
 from refine.errors import FileError, InputError, OptionError, RefineError
 from refine.values import Array, distinct
-from refine.white import white_of
+from refine.white import reaches_white, white_of
 
 PathLike = str | os.PathLike[str]
 Source = PathLike | Image.Image
@@ -204,7 +204,8 @@ def picture_of(array: Array, name: str, white: float | None = None) -> Picture:
         raise InputError(f"{name}: shape {shape} is no picture; accepted are (H, W) and (H, W, 1 | 3 | 4); {remedy}")
     if array.ndim == 3 and shape[2] == 4:
         array = array[..., :3]
-    found = white_of(lambda: [array], array.size, name, white)
+    found = reaches_white(array[::16], array.size) if white is None else None
+    found = found or white_of(lambda: [array], array.size, name, white)
     return Picture(scaled8(array, found.value), warnings=(found.told,) if found.told else ())
 
 

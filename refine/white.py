@@ -110,7 +110,7 @@ def _of_type(bands: Bands, samples: int, name: str) -> White:
     least = max(FEW * samples, 1)
     if not high or any_ < least or bright >= least:
         return White(top)
-    peak = _peak(bands, key, any_)
+    peak = float(f"{high:.2g}") if key == "f" and high <= _DARK[key] else _peak(bands, key, any_)
     whole = f"while {top} is white" if key != "f" else "while 1 is white"
     remedy = f"give the value that is white, as in white={peak:g} (--white {peak:g})"
     if high <= _DARK[key]:
