@@ -23,7 +23,7 @@ from typer.core import TyperCommand, TyperGroup
 import refine
 from refine.config import is_guided, number
 from refine.errors import OptionError, RefineError, WeightsError, is_out_of_memory, listed, shown
-from refine.pairs import SAW, Found, Pair, find_pairs, with_outputs
+from refine.pairs import SAW, Found, Pair, check_not_itself, find_pairs, with_outputs
 from refine.texts import plain
 
 if TYPE_CHECKING:
@@ -107,9 +107,14 @@ class _Group(TyperGroup):
         if i < len(args) and args[i] in self.commands and args[i] != MAIN:
             return [args[i], *args[:i], *args[i + 1 :]]
         if i < len(args) and args[i].replace("-", "_").isidentifier() and not os.path.lexists(args[i]):
-            near = get_close_matches(args[i].lower(), [name for name in self.commands if name != MAIN], n=1)
-            if near:
-                raise UsageError(f"no such file, folder or command: {args[i]!r}; did you mean the command {near[0]}")
+            names = [name for name in self.commands if name != MAIN]
+            near = get_close_matches(args[i].lower(), names, n=1)
+            meant = (
+                f"did you mean the command {near[0]}" if near else f"quote globs; the commands are {', '.join(names)}"
+            )
+            bare = len(args) > i + 2 and not any(word.startswith("-") for word in args[i : i + 3])
+            if near or bare:  # three words are no IMAGE and MASK
+                raise UsageError(f"no such file, folder or command: {args[i]!r}; {meant}")
         return [MAIN, *args]
 
     def invoke(self, ctx: Any) -> Any:
@@ -273,6 +278,10 @@ Passes = Annotated[
     int | None,
     _method("--passes N", "Runs of the last scale; more follow edges closer and take longer. Default: the model's."),
 ]
+White = Annotated[
+    float | None,
+    _input("--white NUMBER", "The image's value that is white, as 4095 of 12 bits in 16. Default: its type's highest."),
+]
 Json = Annotated[bool, _output("--json", "Print JSON.")]
 
 
@@ -283,6 +292,7 @@ def _refine(
         str | None,
         _input("MASK", "Its coarse mask, of the image's size or smaller; a folder or glob where IMAGE is one."),
     ] = None,
+    white: White = None,
     allow_large: Annotated[bool, _input("--allow-large", "Read pictures beyond 250 megapixels.")] = False,
     out: Annotated[
         Path | None,
@@ -341,6 +351,7 @@ def _refine(
         tile=tile,
         max_memory=max_memory,
         allow_large=allow_large or None,
+        white=white,
         decode=decode,
         stride=stride,
         first_pass=first_pass,
@@ -368,6 +379,12 @@ def _refine(
         except OSError as error:
             what = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
             talk.failed(todo[0].image, f"{what}: {str(path)!r}", pair=todo[0])
+            raise typer.Exit(1) from error
+    if todo and not found.many:
+        try:
+            check_not_itself(todo[0].image, todo[0].mask)
+        except RefineError as error:
+            talk.failed(todo[0].image, _one_line(error), pair=todo[0])
             raise typer.Exit(1) from error
     for image_path, reason in found.ambiguous:
         talk.failed(image_path, reason)
@@ -402,6 +419,7 @@ def _print_plans(refiner: AnyRefiner, pairs: list[Pair], talk: _Talk) -> int:
     failed = 0
     for pair in pairs:
         try:
+            check_not_itself(pair.image, pair.mask)
             talk.planned(pair, _plan(refiner, pair))
         except (RefineError, OSError) as error:
             failed += 1
@@ -803,6 +821,7 @@ def _proposals(
     embeddings: Annotated[
         bool, _row("--embeddings", "Features of SAM's encoder, which v2.2 and v3 read, instead of proposals.")
     ] = False,
+    white: White = None,
     allow_large: Annotated[bool, _row("--allow-large", "Read pictures beyond 250 megapixels.")] = False,
     as_json: Json = False,
     quiet: Annotated[bool, _row("-q, --quiet", "Print errors only, no progress bar.")] = False,
@@ -824,6 +843,7 @@ def _proposals(
         device=device,
         options=options,
         allow_large=allow_large,
+        white=white,
         embeddings=embeddings,
     )
     talk = _Talk(as_json, quiet)
@@ -861,6 +881,7 @@ def _evaluate(
     limit: Annotated[
         int | None, _input("--limit NUMBER", "Pictures of a set, the first by name. Default: all.")
     ] = None,
+    white: White = None,
     out: Annotated[
         Path | None, _output("-o, --out FOLDER", "Write a report there, and go on where a run was stopped.")
     ] = None,
@@ -942,6 +963,7 @@ def _evaluate(
             table=table,
             guided_weights=guided_weights or [],
             limit=limit,
+            white=white,
             out=out,
         )
     except KeyboardInterrupt as interrupt:

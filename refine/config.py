@@ -15,6 +15,7 @@ RESIZES: Final = ("corners", "area")
 MOST_GROUPS: Final = 256
 MOST_PIXELS: Final = 2**24
 """px and cells; more than a picture's side, and twice as many in products are still whole numbers everywhere."""
+MOST_WHITE: Final = 1e30
 EMBEDDED: Final = ("sam-sr-v3.1", "sam-sr-v3.2", "sam-sr-v3.3", "sam-sr-v3.4")
 """Versions by features of Segment Anything's encoder."""
 GUIDANCE: Final = ("sam-sr-v1", "sam-sr-v2.1", "sam-sr-v2.2", *EMBEDDED)
@@ -23,6 +24,13 @@ UNTRAINED: Final = "sam-sr-v1"
 SOURCES: Final = ("sam-vit-b", "sam-vit-l", "sam-vit-h", "sam", "felzenszwalb", "slic")
 """Names of sources of proposals; "sam" is whatever type a checkpoint is."""
 DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
+
+
+def check_white(white: object) -> None:
+    """Raises `OptionError` for what is no value of a picture that may be white."""
+    number = isinstance(white, Real) and not isinstance(white, bool)
+    if white is not None and not (number and 0 < white <= MOST_WHITE):  # type: ignore[operator]
+        raise OptionError(f"white={shown(white)} is not possible; give the image's value that is white, above 0")
 
 
 @dataclass(frozen=True)
@@ -124,7 +132,12 @@ class Options:
     allow_large: bool = False
     """Read pictures beyond 250 megapixels."""
 
+    white: float | None = None
+    """The image's value that is white, as 4095 of 12 bits in 16, or 10000 of reflectance; None is the highest of its
+    type, 1.0 of floats."""
+
     def __post_init__(self) -> None:
+        check_white(self.white)
         if self.decode is not None:
             one_of("decode", self.decode, DECODES)
         one_of("first_pass", self.first_pass, FIRST_PASSES)

@@ -38,6 +38,7 @@ from refine.loading import load_network
 from refine.memory import return_freed
 from refine.methods import METHODS
 from refine.models import PRESETS, DeepNetwork
+from refine.pairs import check_not_itself
 from refine.plan import GIB, Plan, plan
 from refine.planes import Constant, Held, Interpolated, Plane
 from refine.prepare import Pair, mask_plane, prepare
@@ -148,7 +149,7 @@ class Refiner:
         share_threads()
         with undisturbed(self.device), peak_memory(self.device) as peak:
             started = self._now()
-            pair = prepare(image, coarse_mask, allow_large=chosen.allow_large)
+            pair = prepare(image, coarse_mask, allow_large=chosen.allow_large, white=chosen.white)
             if proposals is None and embedding is None:
                 self._check_seeing(pair, chosen)
             guided = self._guided(pair, chosen, proposals, embedding)
@@ -192,6 +193,7 @@ class Refiner:
         for path in (image, coarse_mask):
             if os.path.exists(out) and os.path.exists(path) and os.path.samefile(path, out):
                 raise OptionError(f"{os.fspath(out)}: is an input, {os.fspath(path)}; give another name")
+        check_not_itself(image, coarse_mask)
         if chosen.guidance is not None:
             raise OptionError(
                 f"guidance={chosen.guidance!r} needs the picture in memory; use refine(), or leave it out"
@@ -202,7 +204,8 @@ class Refiner:
         share_threads()
         with undisturbed(self.device), peak_memory(self.device) as peak, ExitStack() as stack:
             started = self._now()
-            picture, mask = (stack.enter_context(Slide(path)) for path in (image, coarse_mask))
+            picture = stack.enter_context(Slide(image, white=chosen.white))
+            mask = stack.enter_context(Slide(coarse_mask))
             plan = self.plan(picture.size, windowed=True, excess=picture.excess + mask.excess, **options)
             chosen = self._sized(chosen, picture.size)
             key = {
@@ -227,7 +230,8 @@ class Refiner:
 
             write_mask_stream(out, picture.size, rows, georeference=picture.georeference)
             store.remove()
-            outcome.warnings[:0] = (*picture.warnings, *elsewhere(picture.georeference, mask.georeference))
+            place = elsewhere(picture.georeference, mask.georeference)
+            outcome.warnings[:0] = (*picture.warnings, *mask.warnings, *place)
             seconds = self._now() - started
         return self._report(frame, outcome, change, chosen, seconds, prepared - started, peak())
 

@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -34,7 +34,8 @@ from PIL import ExifTags, Image, ImageFile
 
 from refine import pictures, tiffs
 from refine.errors import FileError, InputError, OptionError, RefineError
-from refine.values import ROUNDING, Array, distinct
+from refine.values import Array, distinct
+from refine.white import reaches_white, white_of
 
 PathLike = str | os.PathLike[str]
 Source = PathLike | Image.Image
@@ -42,8 +43,8 @@ Source = PathLike | Image.Image
 MAX_PIXELS = 250_000_000
 """Largest picture that is decoded unasked: above every camera's, and 750 MB as RGB."""
 
-DARK = 4095
-"""Highest peak of a 16-bit picture that is taken for one of fewer bits: / 257 it would be nearly black."""
+COLOUR_NOISE = 0.15
+"""Share of white by which the channels of a grey mask may differ; those of labels' colours differ more."""
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif"})
 """Suffixes (lower case) of the files that :func:`read_image` reads; the content decides, not the suffix."""
@@ -75,17 +76,17 @@ logging.getLogger("tifffile").addHandler(logging.NullHandler())
 # ---------------------------------------------------------------------------------------------------------- reading
 
 
-def read_image(source: Source, *, allow_large: bool = False) -> NDArray[np.uint8]:
+def read_image(source: Source, *, allow_large: bool = False, white: float | None = None) -> NDArray[np.uint8]:
     """Picture (H, W, 3), uint8 RGB in the displayed frame, from a path or a PIL image.
 
     Reads JPEG, PNG, TIFF, BMP and WebP of any bit depth and colour mode, by content and not by suffix. Samples become
-    8-bit as :func:`rgb8` says; bits are black and white.
+    8-bit as :func:`rgb8` says, by ``white``; bits and the colours of palettes are as they are.
 
     Raises FileError: the file is missing, a folder, empty, truncated, damaged, of another format, has several pages
     that may be the picture, or has more than ``MAX_PIXELS`` pixels and ``allow_large`` is not set.
     Raises InputError: its values are no picture: 32-bit integers, floats outside [0, 1], 12 bits stored as 16.
     """
-    return read_picture(source, allow_large=allow_large).rgb
+    return read_picture(source, allow_large=allow_large, white=white).rgb
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,17 +101,18 @@ class Picture:
     """What the caller should know, without the file's name."""
 
 
-def read_picture(source: Source, *, allow_large: bool = False) -> Picture:
+def read_picture(source: Source, *, allow_large: bool = False, white: float | None = None) -> Picture:
     """As :func:`read_image`, with what the file says beside the pixels. Raises as it does."""
     raster, name = _raster(source, "image", allow_large)
     samples = raster.samples
     if raster.palette is not None:
-        samples = cv2.merge([cv2.LUT(samples, raster.palette[:, c].copy()) for c in range(3)])
+        samples, white = cv2.merge([cv2.LUT(samples, raster.palette[:, c].copy()) for c in range(3)]), None
     elif samples.dtype == bool:
-        samples = samples.astype(np.uint8) * np.uint8(255)
+        samples, white = samples.astype(np.uint8) * np.uint8(255), None
     if samples.ndim == 3 and samples.shape[2] == 2:  # grey and alpha
         samples = samples[..., 0]
-    return Picture(rgb8(samples, name), raster.georeference, raster.warnings)
+    picture = picture_of(samples, name, white)
+    return replace(picture, georeference=raster.georeference, warnings=(*raster.warnings, *picture.warnings))
 
 
 def read_mask(source: Source, *, allow_large: bool = False) -> Array:
@@ -118,7 +120,7 @@ def read_mask(source: Source, *, allow_large: bool = False) -> Array:
 
     One-bit files give bool, 8- and 16-bit ones uint8 and uint16, TIFF and ``.npy`` also other integers and floats.
     Colour files are read where they are grey (equal channels), alpha is dropped. A palette that is grey where it is
-    used gives the greys it displays; a coloured palette gives its indices if they are {0, 1} or {0, 255}.
+    used gives the greys it displays; of a coloured palette 0 is the ground and one other index the object.
 
     Raises FileError: as :func:`read_image`.
     Raises InputError: the mask is coloured (a label map, or a photograph), or its only content is its alpha channel.
@@ -180,15 +182,20 @@ def read_size(path: PathLike, *, allow_large: bool = False) -> tuple[int, int]:
     return (width, height) if orientation in range(5, 9) else (height, width)
 
 
-def rgb8(array: Array, name: str) -> NDArray[np.uint8]:
+def rgb8(array: Array, name: str, white: float | None = None) -> NDArray[np.uint8]:
     """Picture (H, W, 3), contiguous uint8 RGB, from samples (H, W) or (H, W, 1 | 3 | 4); alpha is dropped.
 
     The whole range of the type is kept: uint8 as it is (no copy is made where none is needed), uint16 / 257 rounded,
-    floats in [0, 1] * 255 rounded.
+    floats in [0, 1] * 255 rounded. Where ``white`` is given, samples of any type * 255 / white, rounded and clipped.
 
     Raises InputError: another shape or type, no pixels, NaN or infinite values, floats outside [0, 1] by more than
-    rounding, or uint16 up to ``DARK`` only (it would come out nearly black). ``name`` opens the message.
+    rounding, or values so low that it would come out black; see `refine.white`. ``name`` opens the message.
     """
+    return picture_of(array, name, white).rgb
+
+
+def picture_of(array: Array, name: str, white: float | None = None) -> Picture:
+    """As :func:`rgb8`, with what the caller should know of its values. Raises as it does."""
     shape = array.shape
     if array.ndim not in (2, 3) or array.size == 0 or (array.ndim == 3 and shape[2] not in (1, 3, 4)):
         remedy = "give a picture with at least one pixel" if array.size == 0 else "pass one picture at a time"
@@ -197,49 +204,40 @@ def rgb8(array: Array, name: str) -> NDArray[np.uint8]:
         raise InputError(f"{name}: shape {shape} is no picture; accepted are (H, W) and (H, W, 1 | 3 | 4); {remedy}")
     if array.ndim == 3 and shape[2] == 4:
         array = array[..., :3]
-    array = _eight_bit(array, name)
+    found = reaches_white(array[::16], array.size) if white is None else None
+    found = found or white_of(lambda: [array], array.size, name, white)
+    return Picture(scaled8(array, found.value), warnings=(found.told,) if found.told else ())
+
+
+def scaled8(array: Array, white: float) -> NDArray[np.uint8]:
+    """Picture (H, W, 3), contiguous uint8 RGB, of samples (H, W) or (H, W, 1 | 3) whose ``white`` becomes 255."""
+    shape = array.shape
+    array = _eight_bit(array, white)
     if array.ndim == 2 or array.shape[2] == 1:
         array = np.repeat(array.reshape(*shape[:2], 1), 3, axis=2)
     return np.ascontiguousarray(array)
 
 
-def _eight_bit(array: Array, name: str) -> NDArray[np.uint8]:
-    kind, size = array.dtype.kind, array.dtype.itemsize
-    if kind == "u" and size == 1:
+def _eight_bit(array: Array, white: float) -> NDArray[np.uint8]:
+    if array.dtype == np.uint8 and white == 255:
         return array
-    if kind == "u" and size == 2:
-        peak = int(array.max())
-        if 0 < peak <= DARK:
-            remedy = "multiply them by 65535 / 4095 if these are 12-bit values"
-            if peak <= 255:
-                remedy = "pass image.astype(np.uint8) if these are 8-bit values"
-            raise InputError(
-                f"{name}: uint16 with values up to {peak} only, while 65535 is white; {remedy}, "
-                "else scale them to 0..65535"
-            )
-        rows = np.ascontiguousarray(array, np.uint16).reshape(array.shape[0], -1)
-        return cv2.convertScaleAbs(rows, alpha=1 / 257).reshape(array.shape).astype(np.uint8, copy=False)
-    if kind == "f":
-        lowest, highest = float(array.min()), float(array.max())  # both are NaN if any value is
-        if not np.isfinite([lowest, highest]).all():
-            raise InputError(f"{name}: holds NaN or infinite values; floats must be finite and in [0, 1]; replace them")
-        if lowest < -ROUNDING or highest > 1 + ROUNDING:
-            scaled = "divide by 255, or pass image.astype(np.uint8)" if lowest >= 0 and highest <= 255 else "rescale it"
-            raise InputError(f"{name}: float values {lowest:g}..{highest:g}; floats must be in [0, 1]; {scaled}")
-        return _scaled(array, np.float32(255), np.uint8)
-    remedy = "convert it with .astype(np.uint8) if its values are 0..255"
-    if kind == "b":
-        remedy = "this looks like a mask: pass the picture, or image.astype(np.uint8) * 255"
-    raise InputError(f"{name}: type {array.dtype}; accepted are uint8, uint16 and floats in [0, 1]; {remedy}")
+    if array.dtype.kind == "u" and array.dtype.itemsize <= 2:
+        rows = np.ascontiguousarray(array, array.dtype.newbyteorder("=")).reshape(array.shape[0], -1)
+        return cv2.convertScaleAbs(rows, alpha=255 / white).reshape(array.shape).astype(np.uint8, copy=False)
+    return _scaled(array, np.float32(255 / white) if array.dtype.kind == "f" else 255 / white, np.uint8, 255)
 
 
-def _scaled(array: Array, factor: float | np.float32, dtype: DTypeLike) -> Array:
-    """An array times ``factor``, rounded; by bands of rows, so that what lies between is never whole in memory."""
+def _scaled(array: Array, factor: float | np.float32, dtype: DTypeLike, most: int | None = None) -> Array:
+    """An array times ``factor``, rounded, and clipped to 0 to ``most`` if that is given.
+
+    By bands of rows, so that what lies between is never whole in memory.
+    """
     out = np.empty(array.shape, dtype)
     step = max(1, _BAND // math.prod(array.shape[1:]))
     for top in range(0, len(array), step):
         rows = slice(top, top + step)
-        out[rows] = np.rint(array[rows] * factor)
+        scaled = np.rint(array[rows] * factor)
+        out[rows] = scaled if most is None else np.clip(scaled, 0, most)
     return out
 
 
@@ -282,8 +280,11 @@ def check_mask_shape(shape: tuple[int, ...], name: str) -> None:
         raise InputError(f"{name}: shape {shape} is no mask; accepted are (H, W) and (H, W, 1); {remedy}")
 
 
-def grey(samples: Array, name: str) -> Array:
+def grey(samples: Array, name: str, *, highest: float | None = None) -> Array:
     """Mask values (H, W) of samples (H, W) or (H, W, 1..4), whose colour channels must be equal; alpha is dropped.
+
+    Channels of uint8, uint16 or float32 that differ by less than ``COLOUR_NOISE`` of the ``highest`` value, by default
+    that of the samples, are noise, as compression leaves it, and give their luminance.
 
     Raises InputError: the channels differ, or the colour is the same everywhere while alpha is not. ``name`` opens the
     message.
@@ -293,13 +294,23 @@ def grey(samples: Array, name: str) -> Array:
     channels = samples.shape[2]
     values = samples[..., 0]
     if channels >= 3 and not all(np.array_equal(values, samples[..., c]) for c in (1, 2)):
-        raise InputError(
-            f"{name}: a coloured mask ({channels} channels that differ); accepted is one grey channel; "
-            "pick one class, as in (mask == (r, g, b)).all(axis=-1)"
-        )
+        if not _is_noise(samples[..., :3], highest):
+            raise InputError(
+                f"{name}: a coloured mask ({channels} channels that differ); accepted is one grey channel; pick one "
+                "class, as in (mask == (r, g, b)).all(axis=-1), or give the image first and its mask second"
+            )
+        values = cv2.cvtColor(np.ascontiguousarray(samples[..., :3]), cv2.COLOR_RGB2GRAY)
     if channels in (2, 4) and values.size:
         _check_alpha(values, samples[..., -1], name)
     return values
+
+
+def _is_noise(colours: Array, highest: float | None) -> bool:
+    """Whether channels (H, W, 3) differ no more than compression makes equal ones differ."""
+    if colours.dtype not in (np.uint8, np.uint16, np.float32):
+        return False
+    spread = float((colours.max(axis=2) - colours.min(axis=2)).max())
+    return spread < COLOUR_NOISE * float(colours.max() if highest is None else highest)  # false for NaN
 
 
 def _check_alpha(colours: Array, alpha: Array, name: str) -> None:
@@ -312,11 +323,23 @@ def _check_alpha(colours: Array, alpha: Array, name: str) -> None:
 
 
 def palette_values(indices: NDArray[np.uint8], palette: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
+    """Mask values (H, W) of indices into a palette (256, 3): its greys, or, of colours, a single label.
+
+    Of colours {0, 1} and {0, 255} stay. Another single label beside 0 is the object and gets 255; 255 beside it is void
+    and gets 127.
+
+    Raises InputError: several labels. ``name`` opens the message.
+    """
     used = distinct(indices, 255)
     if (palette[used] == palette[used, :1]).all():
         return cv2.LUT(indices, palette[:, 0].copy()).astype(np.uint8, copy=False)
     if set(used.tolist()) <= {0, 1} or set(used.tolist()) <= {0, 255}:
         return indices
+    labels = used[(used > 0) & (used < 255)]
+    if used[0] == 0 and len(labels) == 1:
+        table = np.zeros(256, np.uint8)
+        table[labels], table[255] = 255, 127
+        return cv2.LUT(indices, table).astype(np.uint8, copy=False)
     raise InputError(
         f"{name}: a label map ({len(used)} labels of a coloured palette: {_some(used)}); accepted is a binary or grey "
         "mask; pick one class, as in mask == label, or, if it is a soft mask, save it as grey or as floats in [0, 1]"
@@ -614,7 +637,7 @@ def tiff_colours(page: Any, samples: Array, name: str) -> Raster:
     if photometric == tifffile.PHOTOMETRIC.MINISWHITE and samples.dtype.kind in "bu":
         samples = ~samples
     elif photometric == tifffile.PHOTOMETRIC.SEPARATED and samples.ndim == 3 and samples.shape[2] == 4:
-        inks = np.ascontiguousarray(_eight_bit(samples, name))
+        inks = np.ascontiguousarray(_eight_bit(samples, np.iinfo(samples.dtype).max))
         samples = np.asarray(Image.frombytes("CMYK", inks.shape[1::-1], inks.tobytes()).convert("RGB"))
     elif photometric not in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB) and not (
         photometric == tifffile.PHOTOMETRIC.YCBCR and page.compression in (6, 7)  # the JPEG decoder gives RGB

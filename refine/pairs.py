@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import glob
 import os
 import unicodedata
@@ -10,12 +11,13 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 
-from refine.errors import FileError, OptionError, listed
+from refine.errors import FileError, InputError, OptionError, listed
 
 # BIG's names: the image is <name>_im.jpg, its coarse mask <name>_seg.png, the truth <name>_gt.png.
 IMAGE_ENDING, MASK_ENDING, TRUTH_ENDING = "_im", "_seg", "_gt"
 
 OUTPUT_ENDING = "_mask.png"  # of a refined mask that is named after its image
+OWN_MASK = "give the mask that belongs to it, as from a network or a thresholding"
 SAW = "_saw_"  # between an image's name and that of a picture of what guidance saw
 
 # As `refine.io` writes them; a wrong suffix is told before the work and not after it.
@@ -232,6 +234,20 @@ def with_outputs(
         images_alone=[p for p in found.images_alone if os.path.realpath(p) not in written and not is_debug(p)],
         masks_alone=[p for p in found.masks_alone if os.path.realpath(p) not in written and not is_debug(p)],
     )
+
+
+def check_not_itself(image: str | os.PathLike[str], mask: str | os.PathLike[str]) -> None:
+    """Raises InputError where two files are one, or hold the same bytes: a picture that is given as its own mask."""
+    try:
+        if not os.path.isfile(image) or not os.path.isfile(mask):  # what is missing is told where it is read
+            return
+        one = os.path.samefile(image, mask)
+        if not one and not filecmp.cmp(image, mask, shallow=False):
+            return
+    except OSError:
+        return
+    given = "is the image itself" if one else f"holds the same as the image {os.fsdecode(image)}"
+    raise InputError(f"{os.fsdecode(mask)}: given as the coarse mask, and {given}; {OWN_MASK}")
 
 
 def big_images(folder: Path, suffixes: Collection[str]) -> list[tuple[str, Path]]:

@@ -9,6 +9,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from refine.config import check_white
 from refine.errors import FileError, InputError, OptionError, is_out_of_memory
 from refine.guidance.cache import Cache, encoder_of
 from refine.guidance.proposals import ProposalSource
@@ -51,8 +52,11 @@ class Precompute:
     """Read pictures beyond 250 megapixels."""
     embeddings: bool = False
     """Whether the features of the source's encoder are wanted instead, which SAM-SR v3 reads."""
+    white: float | None = None
+    """The pictures' value that is white, as in `refine.io.rgb8`."""
 
     def __post_init__(self) -> None:
+        check_white(self.white)
         if self.embeddings:
             encoder_of(self.source)
 
@@ -68,6 +72,7 @@ class Precompute:
         options: Mapping[str, float] | None = None,
         allow_large: bool = False,
         embeddings: bool = False,
+        white: float | None = None,
     ) -> Self:
         """The pictures of a folder, as `refine.pairs.find_images` has them, and a source by its name.
 
@@ -82,7 +87,7 @@ class Precompute:
         cache = Cache(out)
         cache.check()
         opened = open_source(source, sam_checkpoint=sam_checkpoint, device=device, options=options)
-        return cls(paths, opened, cache, allow_large, embeddings)
+        return cls(paths, opened, cache, allow_large, embeddings, white)
 
     def run(self) -> Iterator[Done]:
         """What became of each picture; a bad one does not end the others.
@@ -92,7 +97,7 @@ class Precompute:
         for path in self.paths:
             started = time.perf_counter()
             try:
-                image = read_image(path, allow_large=self.allow_large)
+                image = read_image(path, allow_large=self.allow_large, white=self.white)
             except (FileError, InputError, MemoryError) as error:
                 yield Done(path, error=_reason(error))
                 continue

@@ -19,7 +19,7 @@ def switch(default: bool) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Ranged:
-    """Options that are numbers `within` ends, or True and False.
+    """Options that are numbers `within` ends, True and False, or what a ``check`` of theirs accepts.
 
     Raises `OptionError` for values that cannot be, naming those that can.
     """
@@ -27,6 +27,9 @@ class Ranged:
     def __post_init__(self) -> None:
         for option in fields(self):
             name, value = option.name, getattr(self, option.name)
+            if "check" in option.metadata:
+                option.metadata["check"](value)
+                continue
             if "ends" not in option.metadata:
                 if "switch" in option.metadata and isinstance(value, Integral) and value in (0, 1):
                     object.__setattr__(self, name, bool(value))

@@ -221,7 +221,11 @@ class Refined:
         Raises FileError: its file cannot be read.
         """
         # A result exists, so its picture has been read before: however large, it is trusted.
-        rgb = io.rgb8(image, "image") if isinstance(image, np.ndarray) else io.read_image(image, allow_large=True)
+        white = self.report.options.get("white")
+        if isinstance(image, np.ndarray):
+            rgb = io.rgb8(image, "image", white)
+        else:
+            rgb = io.read_image(image, allow_large=True, white=white)
         if rgb.shape[:2] != self.mask.shape:
             given, wanted = (f"{h} x {w}" for h, w in (rgb.shape[:2], self.mask.shape))
             where = "image" if not isinstance(image, str | os.PathLike) else os.fspath(image)

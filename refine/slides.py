@@ -22,7 +22,6 @@ from types import TracebackType
 from typing import Any, BinaryIO, Self
 from weakref import WeakSet
 
-import cv2
 import numpy as np
 import tifffile
 from numpy.typing import DTypeLike, NDArray
@@ -32,6 +31,7 @@ from refine.errors import FileError, InputError, RefineError, one_of
 from refine.io import PathLike
 from refine.tiles import Window
 from refine.values import Array, Meaning, distinct, meaning
+from refine.white import White, reaches_white, white_of
 
 MAX_SEGMENT = 2**28
 """Bytes of the largest tile or strip that is decoded: it cannot be decoded in parts."""
@@ -54,9 +54,11 @@ class Slide:
     internal masks are left alone. Uncompressed files are mapped for the time of a read; of others the decoded tiles are
     kept up to ``cache`` bytes, or one if it is larger. Threads may share a slide: they take turns.
 
-    Some rules look at all of a file, so that no window is read differently from the next: whether a 16-bit picture
-    holds 8 or 12 bits, the range of floats, and what the values of a mask mean. So the first :meth:`read` of a 16-bit
-    picture reads on from the top until a value above ``io.DARK`` is met, that of a float picture and the first
+    ``white`` is a picture's, as in `refine.io.rgb8`.
+
+    Some rules look at all of a file, so that no window is read differently from the next: which value is white in a
+    picture, the range of floats, and what the values of a mask mean. So the first :meth:`read` of integers reads on
+    from the top until enough of them are bright, that of a float picture, or with ``white``, and the first
     :meth:`read_mask` decode the whole file (which also finds damage before the work and not after hours): once, and a
     mask of few values once more, to tell whether they are labels.
 
@@ -65,9 +67,10 @@ class Slide:
     than ``MAX_SEGMENT`` bytes. Errors of reading are those of :meth:`read` and :meth:`read_mask`.
     """
 
-    def __init__(self, path: PathLike, *, cache: int = 2**26) -> None:
+    def __init__(self, path: PathLike, *, cache: int = 2**26, white: float | None = None) -> None:
         self._name = os.fsdecode(path)
         self._cache, self._cached = cache, 0  # bytes
+        self._white = white
         self._unknown = False  # whether pixels without data have been read
         self._segments: OrderedDict[int, Array] = OrderedDict()  # decoded, the latest last
         self._lock = threading.Lock()
@@ -101,7 +104,11 @@ class Slide:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What the caller should know of the windows read so far."""
-        return (io.NODATA,) if self._unknown else ()
+        found = self.__dict__.get("_meaning")
+        told = (f"mask: {found.told}",) if found is not None and found.told else ()
+        white = self.__dict__.get("_found_white")
+        told += (white.told,) if white is not None and white.told else ()
+        return ((io.NODATA,) if self._unknown else ()) + told
 
     @property
     def excess(self) -> int:
@@ -122,12 +129,11 @@ class Slide:
         Raises InputError: as `refine.io.rgb8`, which here means the values of the whole file.
         """
         colours = self._colours(window)
-        if colours.dtype == np.uint16 or colours.dtype.kind == "f":
-            io.rgb8(self._colour_range, self._name)
-        if colours.dtype == np.uint16:  # a dark window of a bright picture is no mistake, as rgb8 would think
-            rows = np.ascontiguousarray(colours).reshape(window.height, -1)
-            colours = np.asarray(cv2.convertScaleAbs(rows, alpha=1 / 257), np.uint8).reshape(colours.shape)
-        return io.rgb8(colours, self._name)
+        if self._white is None and "_found_white" not in self.__dict__:
+            found = reaches_white(colours, math.prod(self.size) * (colours.size // math.prod(colours.shape[:2])))
+            if found is not None:
+                self.__dict__["_found_white"] = found
+        return io.scaled8(colours, self._found_white.value)
 
     def read_mask(self, window: Window) -> NDArray[np.float32]:
         """Mask (h, w) float32 in [0, 1] in a window of it, by the rules of `refine.prepare.as_mask` for the whole file.
@@ -160,23 +166,26 @@ class Slide:
         return samples * np.uint8(255) if samples.dtype == bool else samples
 
     @cached_property
-    def _colour_range(self) -> Array:
-        """(1, 2): lowest and highest value of the picture, where it is 16-bit of what tells 12 bits from 16."""
-        lowest, highest = [], []
-        for band in self._bands():
-            colours = self._colours(band)
-            lowest.append(colours.min())
-            highest.append(colours.max())
-            if colours.dtype == np.uint16 and highest[-1] > io.DARK:
-                break
-        return np.array([[np.min(lowest), np.max(highest)]], colours.dtype)  # NaN if any value is
+    def _found_white(self) -> White:
+        """By the values of the whole file; windows are read from the top until it is known."""
+        mine = self._page.photometric == tifffile.PHOTOMETRIC.PALETTE or self._page.dtype == bool
+        height, width = self.size
+        channels = self._colours(Window(0, 1, 0, 1)).size
+        bands = lambda: map(self._colours, self._bands())  # noqa: E731  asked for again
+        return white_of(bands, height * width * channels, self._name, None if mine else self._white)
 
     def _values(self, window: Window) -> Array:
         """Values (h, w) of a mask as `refine.io.read_mask` gives them."""
         raster = self._raster(window, "mask")
         if raster.palette is not None:
             return self._greys[raster.samples]
-        return io.grey(_opaque(raster.samples), self._name)
+        samples = _opaque(raster.samples)
+        return io.grey(samples, self._name, highest=self._highest if samples.shape[2:] == (3,) else None)
+
+    @cached_property
+    def _highest(self) -> float:
+        """Of a mask's colours, by which their noise is told from labels."""
+        return max(float(_opaque(self._raster(band, "mask").samples).max()) for band in self._bands())
 
     @cached_property
     def _greys(self) -> NDArray[np.uint8]:

@@ -16,7 +16,7 @@ LAYERS = (
     ("texts",),
     ("errors",),
     ("config", "isolation", "ranges", "values", "memory", "versions", "streams"),
-    ("pictures", "tiffs"),
+    ("pictures", "tiffs", "white"),
     ("io", "coords", "tiles", "planes", "slides", "blocks", "result", "metrics", "checkpoint", "pairs", "devices"),
     ("cells", "parts"),
     ("change",),

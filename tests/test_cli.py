@@ -836,6 +836,7 @@ def test_evaluate_passes_its_options_on(run: Run, evaluated: dict[str, Any]) -> 
         "masks": [Path("d")],
         "table": None,
         "limit": 2,
+        "white": None,
         "out": Path("out"),
     }
 
@@ -1273,6 +1274,36 @@ def test_a_tiff_that_does_not_fit_is_refined_by_windows(run, monkeypatch):
     refused = run(*words, "-o", "fine.tif", "--overlay", "look.png")
     assert refused.code != 0
     assert "need the picture in memory" in refused.err
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_picture_given_as_its_own_mask_is_told_with_the_remedy(run, more):
+    remedy = "give the mask that belongs to it, as from a network or a thresholding"
+    picture("a.png")
+    assert_refused(run("a.png", "a.png", "-o", "o.png", *more), 1, f"is the image itself; {remedy}")
+    for name in ("images/a.png", "masks/a.png"):
+        picture(name)
+    assert_refused(run("images/a.png", "masks/a.png", *more), 1, f"holds the same as the image images/a.png; {remedy}")
+    outcome = run("images", "masks", "-o", "out", *more)
+    assert outcome.code == 1
+    assert f"error: masks/a.png: given as the coarse mask, and holds the same as the image images/a.png; {remedy}" in (
+        outcome.err
+    )
+
+
+@pytest.mark.parametrize("words", [("run", "a", "b"), ("--json", "predict", "x", "y", "z")])
+def test_a_word_that_is_no_command_is_told_with_those_there_are(run, words):
+    assert_refused(run(*words), 2, "no such file, folder or command", "the commands are proposals, evaluate, train")
+
+
+def test_the_white_of_an_image_is_an_option(run):
+    coarse("m.png")
+    tifffile.imwrite("dark.tif", np.arange(72, dtype=np.uint16).reshape(4, 6, 3) * 56, photometric="rgb")
+    words = ("dark.tif", "m.png", "--model", "coarse", "-o", "o.png")
+    assert_refused(run(*words), 1, "white=4095 (--white 4095)")
+    assert run(*words, "--white", "4080").code == 0
+    assert_refused(run(*words, "--white=-3"), 2, "white=-3.0 is not possible")
+    assert "--white NUMBER" in run("--help").out
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from PIL import Image
 
 from refine.errors import FileError, InputError, OptionError
 from refine.evaluation import evaluate, find_items, find_sets, find_work, score, summarise
-from refine.evaluation.items import as_binary
+from refine.evaluation.items import as_binary, read
 from refine.evaluation.scores import Row
 from refine.evaluation.tables import set_table
 from refine.io import write_mask
@@ -23,10 +23,6 @@ DATA_README = {  # pooled IoU / mBA of the coarse masks as published with the da
     "human": (97.63, 66.10),
     "sod-dss": (80.48, 56.98),
 }
-
-
-def checkers(*values):
-    return np.array(values, np.uint8)[np.indices((60, 80)).sum(axis=0) % 2]
 
 
 def test_items_are_found_in_bigs_layout(tmp_path):
@@ -203,12 +199,40 @@ def test_two_sets_whose_masks_would_share_a_folder_are_refused(tmp_path):
         find_work(sets)
 
 
-@pytest.mark.parametrize("truth", [dot() * np.uint8(1), np.where(dot(), 129, checkers(127, 128)), dot()])
+@pytest.mark.parametrize(
+    "truth", [dot() * np.uint8(1), np.where(dot(), 129, np.linspace(0, 128, dot().shape[1])).astype(np.uint8), dot()]
+)
 def test_a_truth_is_set_above_128(tmp_path, truth):
     folder = write_set(tmp_path / "set", names=("a",))
     Image.fromarray(truth).save(folder / "a_gt.png")
     (row,) = evaluate([folder], brighter)
     assert row.refined.iou == 1.0
+
+
+@pytest.mark.parametrize(("label", "void"), [(255, 128), (1, 255), (15, 255)])
+def test_void_is_left_out_of_scores(tmp_path, label, void):
+    folder = write_set(tmp_path / "set", names=("a",))
+    truth = dot().astype(np.uint8)
+    ring = cv2.morphologyEx(truth, cv2.MORPH_GRADIENT, np.ones((7, 7), np.uint8)) > 0
+    Image.fromarray(np.where(ring, void, label * truth).astype(np.uint8)).save(folder / "a_gt.png")
+    for mask in (truth > 0, (truth > 0) | ring, (truth > 0) & ~ring):
+        (row,) = evaluate([folder], lambda image, coarse, mask=mask: mask)
+        assert (row.refined.iou, row.refined.mba) == (1.0, 1.0)
+        assert (row.harm.far_px, row.harm.fragments, row.harm.holes) == (0, 0, 0)
+        assert row.refined.union == (truth.astype(bool) & ~ring).sum()
+
+
+def test_a_dark_picture_is_measured_by_its_white(tmp_path):
+    folder = write_set(tmp_path / "set", names=("a",))
+    image = cv2.imread(str(folder / "a_im.png")) if (folder / "a_im.png").exists() else None
+    name = "a_im.png" if image is not None else "a_im.jpg"
+    image = cv2.imread(str(folder / name))
+    (folder / name).unlink()
+    cv2.imwrite(str(folder / "a_im.png"), image.astype(np.uint16) * 16)
+    (item,) = find_items(folder)
+    with pytest.raises(InputError, match="white=4095"):
+        read(item)
+    np.testing.assert_array_equal(read(replace(item, white=4080))[0], image[..., ::-1])
 
 
 def test_a_smaller_coarse_mask_is_enlarged_and_a_smaller_truth_refused(tmp_path):

@@ -141,7 +141,7 @@ def test_every_16_bit_value_becomes_the_nearest_8_bit_one():
     np.testing.assert_array_equal(io.rgb8(values.astype(">u2"), "image")[..., 2], np.rint(values / 257))
 
 
-@pytest.mark.parametrize(("peak", "remedy"), [(255, r"astype\(np\.uint8\)"), (256, "12-bit"), (4095, "65535 / 4095")])
+@pytest.mark.parametrize(("peak", "remedy"), [(255, "white=255 "), (256, "white=1023 "), (4095, "white=4095 ")])
 def test_fewer_bits_in_a_16_bit_file_are_not_read_as_a_dark_picture(tmp_path, peak, remedy):
     samples = np.array([[0, 40], [200, peak]], np.uint16)
     (tmp_path / "a.png").write_bytes(imagecodecs.png_encode(samples))
@@ -149,6 +149,7 @@ def test_fewer_bits_in_a_16_bit_file_are_not_read_as_a_dark_picture(tmp_path, pe
     for name in ("a.png", "a.tif"):
         with pytest.raises(InputError, match=rf"{name}: uint16 with values up to {peak} only.*65535.*{remedy}"):
             io.read_image(tmp_path / name)
+        assert io.read_image(tmp_path / name, white=peak).tolist() == io.rgb8(samples / peak, "image").tolist()
     for bright in (0, 4096):
         assert io.rgb8(np.array([[0, bright]], np.uint16), "image").max() == round(bright / 257)
 
@@ -361,7 +362,15 @@ def test_a_coloured_palette_of_one_class_gives_its_indices(tmp_path, indices):
     assert io.read_mask(png(tmp_path, palette_mask(indices, VOC))).tolist() == indices
 
 
-@pytest.mark.parametrize("indices", [[[0, 1, 2]], [[0, 15]], [[0, 1, 255]], [[0, 130, 200]]])
+@pytest.mark.parametrize(
+    ("indices", "values"),
+    [([[0, 15]], [[0, 255]]), ([[0, 1, 255]], [[0, 255, 127]]), ([[0, 128, 255]], [[0, 255, 127]])],
+)
+def test_a_single_label_of_a_coloured_palette_is_the_object_and_255_void(tmp_path, indices, values):
+    assert io.read_mask(png(tmp_path, palette_mask(indices, VOC))).tolist() == values
+
+
+@pytest.mark.parametrize("indices", [[[0, 1, 2]], [[0, 1, 2, 255]], [[15, 255]], [[0, 130, 200]]])
 def test_a_coloured_palette_of_labels_is_refused_by_name(tmp_path, indices):
     labels = ", ".join(str(i) for i in indices[0])
     with pytest.raises(InputError, match=rf"a label map .*{labels}.*mask == label"):

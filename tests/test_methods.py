@@ -70,7 +70,7 @@ def test_the_defaults_improve_a_mask_that_is_off_by_a_few_pixels(name):
 
 
 def test_the_coarse_mask_is_given_back_as_it_is_and_as_another_array():
-    mask = np.random.default_rng(0).random((30, 40), np.float32)
+    mask = cv2.GaussianBlur(np.random.default_rng(0).random((30, 40), np.float32), (0, 0), 4)
     refined = refine.run(photographed(disc((30, 40), 9)), mask, model="coarse")
     np.testing.assert_array_equal(refined.probability, mask)
     assert not np.may_share_memory(refined.probability, mask)
@@ -261,10 +261,13 @@ def test_a_method_with_a_network_says_its_weights_device_and_type(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"decode": "dense", "stride": 4}, "no option decode, stride; its options are allow_large, radius, epsilon"),
+        (
+            {"decode": "dense", "stride": 4},
+            "no option decode, stride; its options are allow_large, white, radius, epsilon",
+        ),
         ({"tile": 512}, "no option tile"),
         ({"max_memory": "1GiB"}, "no option max_memory"),
-        ({"radios": 0.1}, "its options are allow_large, radius, epsilon"),
+        ({"radios": 0.1}, "its options are allow_large, white, radius, epsilon"),
         ({"radius": 0.3}, "radius=0.3 is not possible; give a number from 0 to 0.25"),
         ({"epsilon": "small"}, "give a number from 1e-06 to 1"),
         ({"epsilon": float("nan")}, "give a number from 1e-06 to 1"),
@@ -290,7 +293,7 @@ def test_a_count_is_a_whole_number(options):
 def test_options_of_a_call_go_before_those_of_the_refiner():
     refiner = refine.refiner("grabcut", rounds=5, reach=0.01)
     report = refiner.refine(photographed(disc()), blocky(disc()), rounds=1).report
-    assert report.options == {"allow_large": False, "reach": 0.01, "rounds": 1, "megapixels": 1.0}
+    assert report.options == {"allow_large": False, "white": None, "reach": 0.01, "rounds": 1, "megapixels": 1.0}
     with pytest.raises(OptionError, match="grabcut has no option decode"):
         refiner.refine(photographed(disc()), disc(), decode="dense")
 
@@ -347,7 +350,7 @@ def test_the_command_line_refines_by_a_method(name, files, capsys):
 def test_the_command_line_takes_a_methods_options(files, capsys):
     main([*PAIR, "--model", "grabcut", "--set", "reach=1e-2", "--set", "rounds=3", "-o", "fine.png", "--json"])
     options = json.loads(capsys.readouterr().out)["report"]["options"]
-    assert options == {"allow_large": False, "reach": 0.01, "rounds": 3, "megapixels": 1.0}
+    assert options == {"allow_large": False, "white": None, "reach": 0.01, "rounds": 3, "megapixels": 1.0}
 
 
 @pytest.mark.parametrize(

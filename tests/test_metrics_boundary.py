@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from refine.errors import OptionError
-from refine.metrics import boundary_iou
+from refine.metrics import boundary_iou, intersection_and_union, mean_boundary_accuracy
+from refine.metrics.boundary import band_radii
 
 shapes = array_shapes(min_dims=2, max_dims=2, max_side=24)
 pairs = shapes.flatmap(lambda shape: st.tuples(arrays(bool, shape), arrays(bool, shape)))
@@ -81,3 +82,27 @@ def test_empty_and_full_masks(shape):
 def test_other_ratios_are_refused(ratio):
     with pytest.raises(OptionError, match=r"dilation_ratio=.*above 0 and at most 1"):
         boundary_iou(np.ones((2, 2), bool), np.ones((2, 2), bool), dilation_ratio=ratio)
+
+
+def test_void_is_left_out_of_the_mean_boundary_accuracy():
+    truth, prediction = blobs(60, 80, 0, 5), blobs(60, 80, 1, 5)
+    void = np.zeros((60, 80), bool)
+    void[:, 40:] = True
+    either = np.where(void, ~truth, prediction)
+    found = mean_boundary_accuracy(prediction, truth, void=void)
+    assert found == mean_boundary_accuracy(either, truth, void=void)
+    rights = []
+    for radius in band_radii(60, 80):
+        square = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1,) * 2)
+        band = (cv2.morphologyEx(truth.astype(np.uint8), cv2.MORPH_GRADIENT, square) > 0) & ~void
+        rights.append((prediction == truth)[band].mean())
+    assert found == pytest.approx(np.mean(rights))
+    assert mean_boundary_accuracy(prediction, truth, void=~void & False) == mean_boundary_accuracy(prediction, truth)
+    assert mean_boundary_accuracy(prediction, truth, void=void | True) == 1.0
+
+
+def test_void_is_left_out_of_the_intersection_and_the_union():
+    truth, prediction = blobs(60, 80, 0, 5), blobs(60, 80, 1, 5)
+    void = blobs(60, 80, 2, 5)
+    found = intersection_and_union(prediction, truth, void=void)
+    assert found == ((prediction & truth & ~void).sum(), ((prediction | truth) & ~void).sum())

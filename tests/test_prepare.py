@@ -71,8 +71,8 @@ def test_a_path_is_read(tmp_path):
         (np.array([[0, np.inf]]), r"image: holds NaN or infinite"),
         (np.array([[0.0, 255.0]]), r"image: float values 0\.\.255.*\[0, 1\]; divide by 255"),
         (np.array([[-1.0, 1.0]]), r"image: float values -1\.\.1.*rescale"),
-        (np.full((5, 5), 200, np.uint16), r"image: uint16 with values up to 200 only.*astype\(np\.uint8\)"),
-        (np.full((5, 5), 4095, np.uint16), r"image: uint16 with values up to 4095 only.*multiply them by 65535 / 4095"),
+        (np.full((5, 5), 200, np.uint16), r"image: uint16 with values up to 200 only.*white=255 \(--white 255\)"),
+        (np.full((5, 5), 4095, np.uint16), r"image: uint16 with values up to 4095 only.*white=4095 \(--white 4095\)"),
         (np.array([[0, 1.00001]]), r"image: float values 0\.\.1\.00001.*\[0, 1\]"),
         (torch.zeros(3, 4, 4), r"image: given a torch\.Tensor.*\.cpu\(\)\.numpy\(\)"),
         ([[1, 2]], r"image: given a builtins\.list.*np\.asarray"),
@@ -146,8 +146,6 @@ def test_soft_floats_are_kept_and_rounding_is_clipped():
 @pytest.mark.parametrize(
     "values",
     [
-        [0, 127],
-        [0, 2],
         [1, 2],
         [5, 5],
         [0, 1, 2, 3],
@@ -204,6 +202,29 @@ def test_a_label_map_may_have_a_tenth_of_its_pixels_at_borders_and_no_more():
         as_mask(mask, mask.shape)
 
 
+@pytest.mark.parametrize("label", [1, 2, 7, 37, 127, 128, 169, 200, 254, 255, 1000, 26001, 65535])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.uint16])
+def test_the_only_value_beside_0_is_the_object(label, dtype):
+    if label > np.iinfo(dtype).max:
+        return
+    mask = cv2.circle(np.zeros((40, 60), np.uint8), (30, 20), 14, 1, -1)
+    np.testing.assert_array_equal(as_mask((mask * np.int64(label)).astype(dtype), mask.shape), mask)
+    told = prepare(np.zeros((40, 60, 3), np.uint8), (mask * np.int64(label)).astype(dtype)).warnings
+    assert bool(told) == (label not in (1, 254, 255, 65535) or (label == 65535 and dtype == np.int64))
+    assert all(f"0 and {label}, which is taken for the object" in warning for warning in told)
+
+
+@pytest.mark.parametrize("label", [1, 15, 37, 120, 169, 200])
+def test_255_beside_a_single_label_is_void(label):
+    ring = cv2.circle(np.zeros((90, 120), np.uint8), (60, 45), 30, label, -1)
+    ring = cv2.circle(ring, (60, 45), 30, 255, 5)
+    ring[:20, :20] = 255
+    want = np.where(ring == 255, np.float32(0.5), ring == label)
+    np.testing.assert_array_equal(as_mask(ring, ring.shape), want)
+    (told,) = prepare(np.zeros((90, 120, 3), np.uint8), ring).warnings
+    assert f"{label} is taken for the object, 255 for void" in told
+
+
 def soft_masks():
     binary = cv2.circle(np.zeros((90, 120), np.uint8), (60, 45), 30, 255, -1)
     yield "trimap", areas(0, 128, 255)
@@ -224,7 +245,7 @@ def test_a_soft_mask_is_not_taken_for_labels(kind, mask):
     np.testing.assert_allclose(as_mask(mask, mask.shape), mask / full, rtol=1e-6, err_msg=kind)
 
 
-@pytest.mark.parametrize("values", [[0, 128], [0, 255], [0, 64, 255], [0, 3, 252, 255], list(range(256)), [130, 200]])
+@pytest.mark.parametrize("values", [[0, 255], [0, 64, 255], [0, 3, 252, 255], list(range(256)), [130, 200]])
 def test_grey_is_not_taken_for_labels(values):
     np.testing.assert_allclose(
         as_mask(np.array([values], np.uint8), (1, len(values)))[0], np.divide(values, 255), rtol=1e-6
@@ -289,7 +310,7 @@ def interpolated(mask, size):
     ],
 )
 def test_a_smaller_mask_is_enlarged_at_pixel_centres_and_stays_soft(small, size):
-    mask = np.random.default_rng(0).random(small).astype(np.float32)
+    mask = cv2.GaussianBlur(np.random.default_rng(0).random(small), (0, 0), 4).astype(np.float32)
     soft = as_mask(mask, size)
     assert soft.shape == size
     np.testing.assert_allclose(soft, interpolated(mask, size), atol=1e-4)
@@ -360,6 +381,31 @@ def test_the_input_is_never_written():
     np.testing.assert_array_equal(pair.mask, mask)
 
 
+def test_a_picture_given_as_its_own_mask_is_named(tmp_path):
+    photo = noise(30, 40, 3)
+    for name in ("a.png", "b.png"):
+        Image.fromarray(photo).save(tmp_path / name)
+    (tmp_path / "link.png").symlink_to(tmp_path / "a.png")
+    for mask in ("a.png", "link.png", "b.png"):
+        given = "holds the same as the image" if mask == "b.png" else "is the image itself"
+        with pytest.raises(InputError, match=rf"{mask}: given as the coarse mask, and {given}.*give the mask"):
+            prepare(tmp_path / "a.png", tmp_path / mask)
+    drawn = np.repeat(np.uint8(255) * (noise(30, 40, 1) > 127), 3, axis=2)
+    for image, mask in (
+        (photo, photo),
+        (photo, photo.copy()),
+        (drawn, drawn[..., 0]),
+        (drawn, drawn[..., 0] > 0),
+        (drawn[..., 0], drawn[..., 0]),
+        (Image.fromarray(drawn), drawn[..., 0] / 255),
+    ):
+        with pytest.raises(InputError, match="mask: holds the same as the image; give the mask that belongs to it"):
+            prepare(image, mask)
+    for value in (0, 255):
+        blank = np.full((30, 40), value, np.uint8)
+        assert (prepare(blank, blank).mask == value / 255).all()
+
+
 def test_allow_large_reaches_both_files(tmp_path, monkeypatch):
     monkeypatch.setattr("refine.io.MAX_PIXELS", 10)
     Image.fromarray(noise(4, 5)).save(tmp_path / "a.png")
@@ -367,4 +413,5 @@ def test_allow_large_reaches_both_files(tmp_path, monkeypatch):
         as_image(tmp_path / "a.png")
     with pytest.raises(FileError, match=r"a\.png: 5 x 4.*allow_large"):
         as_mask(tmp_path / "a.png", (4, 5))
-    assert prepare(tmp_path / "a.png", tmp_path / "a.png", allow_large=True).mask.shape == (4, 5)
+    Image.fromarray(noise(4, 5) > 127).save(tmp_path / "m.png")
+    assert prepare(tmp_path / "a.png", tmp_path / "m.png", allow_large=True).mask.shape == (4, 5)

@@ -9,6 +9,7 @@ import tracemalloc
 from collections import namedtuple
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import tifffile
@@ -189,10 +190,12 @@ def test_the_values_of_a_16_bit_picture_are_looked_at_no_further_than_needed(tmp
     with Slide(path) as slide:
         segments = decoded(slide, monkeypatch)
         slide.read(Window(250, 256, 0, 16))
-        assert segments == [15, 0]
+        assert segments == [15]  # whose samples are bright enough
 
 
-@pytest.mark.parametrize(("samples", "times"), [(noise(64, 16), 1), (noise(64, 16) % 3 * np.uint8(120), 2)])
+@pytest.mark.parametrize(
+    ("samples", "times"), [((noise(64, 16) > 127) * np.uint8(255), 1), (noise(64, 16) % 4 * np.uint8(80), 2)]
+)
 def test_a_mask_is_decoded_again_only_where_its_few_values_may_be_labels(tmp_path, monkeypatch, samples, times):
     monkeypatch.setattr(slides, "_BAND", 1)
     with Slide(
@@ -221,7 +224,7 @@ def test_only_segments_under_the_window_are_decoded_and_only_once(tmp_path, monk
     path = write_tiff(tmp_path / "b.tif", noise(64, 80, 3), planar=True, rowsperstrip=10, compression="zlib")
     with Slide(path) as slide:
         segments = decoded(slide, monkeypatch)
-        slide.read(Window(19, 20, 0, 1))
+        slide.read(Window(19, 20, 0, 80))
         assert segments == [1, 8, 15]  # of seven strips in each plane
 
 
@@ -433,7 +436,15 @@ def test_a_strip_too_large_to_decode_says_so(tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------------------------------- masks
 
 MASK = noise(45, 53) > 127
-SOFT = noise(45, 53, seed=1)
+
+
+def smooth(dtype=np.uint8, seed=0):
+    """Values over the whole range of a type, without texture."""
+    wide = cv2.GaussianBlur(np.random.default_rng(seed).random((45, 53)), (0, 0), 5)
+    return np.rint(cv2.normalize(wide, None, 0, np.iinfo(dtype).max, cv2.NORM_MINMAX)).astype(dtype)
+
+
+SOFT = smooth(seed=1)
 
 
 @pytest.mark.parametrize(
@@ -447,10 +458,10 @@ SOFT = noise(45, 53, seed=1)
         MASK.astype(np.int32),
         MASK * np.int32(255),
         SOFT,
-        noise(45, 53, dtype=np.uint16),
-        noise(45, 53).astype(np.float16) / np.float16(255),
-        noise(45, 53).astype(np.float32) / np.float32(255),
-        noise(45, 53) / 255 * (1 + 1e-7),
+        smooth(np.uint16),
+        smooth().astype(np.float16) / np.float16(255),
+        smooth().astype(np.float32) / np.float32(255),
+        smooth() / 255 * (1 + 1e-7),
         np.zeros((45, 53), np.uint8),
         np.ones((45, 53), np.uint8),
         np.full((45, 53), 255, np.uint8),
@@ -476,7 +487,8 @@ def test_a_one_bit_mask_is_read(tmp_path, polarity):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_masks_of_edge_sizes_are_read(tmp_path, size):
-    for samples in (noise(*size, 1), (noise(*size, 1) > 127).astype(np.uint8)):
+    soft = cv2.GaussianBlur(noise(*size), (0, 0), 5).reshape(*size, 1)
+    for samples in (soft, (noise(*size, 1) > 127).astype(np.uint8)):
         assert_masks_as_prepare(write_tiff(tmp_path / "a.tif", samples, tile=(16, 16), compression="zlib"))
 
 
@@ -518,7 +530,7 @@ def refusals():
     hole = np.zeros((40, 60, 4), np.uint8)
     hole[30:, :, 3] = 255
     colourful = np.stack([SOFT, SOFT, SOFT], axis=2)
-    colourful[-1, -1, 1] ^= 1
+    colourful[-1, -1, 1] ^= 64
     undefined = np.zeros((40, 60), np.float32)
     undefined[35, 7] = np.nan
     return {
@@ -529,7 +541,7 @@ def refusals():
         "90 % flat": ninety_percent_flat(),
         "low": areas // 4,
         "low 16 bits": areas * np.uint16(100),
-        "void": np.where(areas == 200, 255, areas // 5).astype(np.uint8),
+        "void": np.where(areas == 200, 255, areas // 2).astype(np.uint8),
         "many": np.arange(2400, dtype=np.uint8).reshape(40, 60) % 100,
         "low int8": (areas // 2).astype(np.int8),
         "negative": areas.astype(np.int16) - 1,
@@ -557,7 +569,7 @@ def test_what_is_no_mask_is_refused_in_the_words_of_prepare(tmp_path, monkeypatc
         slide.read_mask(Window(0, 1, 0, 1))
 
 
-@pytest.mark.parametrize("used", [[0, 1, 2], [0, 15], [0, 130, 200]])
+@pytest.mark.parametrize("used", [[0, 1, 2], [15, 255], [0, 130, 200]])
 def test_a_palette_of_labels_is_refused_in_the_words_of_io(tmp_path, used):
     indices = np.array(used, np.uint8)[noise(45, 53) % len(used)]
     path = write_palette(tmp_path / "a.tif", indices, [(0, 0, i) for i in range(256)])
@@ -609,10 +621,9 @@ def in_areas(values, dtype=np.uint8):
         (spotted([*range(32), 255]), False),
         (spotted([0, 63, 255]), True),
         (spotted([0, 64, 255]), False),
-        (spotted([0, 127]), True),
+        (spotted([0, 5, 127]), True),
         (spotted([0, 128]), False),
-        (spotted([0, 32767], np.uint16), True),
-        (spotted([0, 32768], np.uint16), False),
+        (spotted([0, 500, 32767], np.uint16), True),
         (in_areas([0, 200, 255]), False),
         (in_areas([0, 100, 200, 255]), True),
         (in_areas([0, *range(100, 164)]), True),

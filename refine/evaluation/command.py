@@ -2,9 +2,11 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from refine.config import check_white
 from refine.errors import OptionError, listed
 from refine.evaluation.items import find_sets, find_truths_alone, find_work
 from refine.evaluation.published import WHERE, thesis_table
@@ -26,6 +28,7 @@ def evaluate_command(
     table: str | None = None,
     guided_weights: Sequence[Path] = (),
     limit: int | None = None,
+    white: float | None = None,
     out: Path | None = None,
 ) -> Measured:
     """Measures every set under ``data`` by every variant and prints the tables.
@@ -33,8 +36,8 @@ def evaluate_command(
     choices: model and options of each refiner, as `refine.refiners.refiner` takes them. coarse: folders of coarse
     masks, as `find_work` takes them. masks: folders of masks that other systems wrote, scored as they are. table: one
     of the thesis', whose methods take the place of the variants and the only choice is their model. guided_weights: of
-    the table's methods that are networks of their own. out: a folder, where a line a picture is kept, from which a run
-    that was stopped goes on, and the report is written.
+    the table's methods that are networks of their own. white: of the pictures, as in `refine.io.rgb8`. out: a folder,
+    where a line a picture is kept, from which a run that was stopped goes on, and the report is written.
     """
     if table is not None:
         thesis_table(table)
@@ -62,6 +65,8 @@ def evaluate_command(
         variants += [Written(folder, work) for folder in masks]
         variants += [Refining(choice) for choice in choices]
     check_labels(variants)
+    check_white(white)
+    work = [replace(item, white=white) for item in work]
     measured = measure(work, variants, out=out)
     result = None if thesis is None else thesis.result(measured)
     for text in [result.markdown()] if result is not None else _tables(measured):

@@ -17,6 +17,7 @@ from refine.errors import FileError, InputError, OptionError, listed
 from refine.io import IMAGE_SUFFIXES, read_mask
 from refine.pairs import MASK_ENDING, TRUTH_ENDING, big_images
 from refine.prepare import as_image, as_mask
+from refine.values import meaning
 
 Mask = NDArray[np.bool_]  # (H, W)
 Picture = NDArray[Any]  # (H, W, 3) uint8 RGB; OpenCV's type hints lose the type of the elements
@@ -31,6 +32,7 @@ class Item:
     image: Path
     truth: Path
     coarse: Path
+    white: float | None = None  # of the picture, as `refine.prepare.as_image` takes it
 
 
 def find_sets(folders: Iterable[Path]) -> list[Path]:
@@ -145,14 +147,19 @@ def _items(folder: Path, coarse: Path | None = None) -> list[Item]:
     return items
 
 
-def read(item: Item) -> tuple[Picture, NDArray[np.float32], Mask]:
-    """Picture (H, W, 3), coarse mask (H, W) in [0, 1], a smaller one enlarged, and truth (H, W), set where > 128."""
-    image = as_image(item.image)
+def read(item: Item) -> tuple[Picture, NDArray[np.float32], Mask, Mask | None]:
+    """Picture (H, W, 3), coarse mask (H, W) in [0, 1], a smaller one enlarged, truth (H, W), set where > 128, and void.
+
+    Void are the pixels that the truth leaves open: 255 beside a single label, and the grey of a {0, 128, 255}. None of
+    a truth without such.
+    """
+    image = as_image(item.image, white=item.white)
     size = image.shape[:2]
     truth = read_mask(item.truth)
     if truth.shape != size:
         raise InputError(f"{item.truth} is {truth.shape} and its picture {size}; a truth has the picture's (H, W)")
-    return image, as_mask(item.coarse, size), as_binary(as_mask(truth, size))
+    found = meaning(lambda: [truth], os.fsdecode(item.truth))
+    return image, as_mask(item.coarse, size), as_binary(found.unit(truth)), found.is_void(truth)
 
 
 def as_binary(soft: NDArray[np.float32], *, least: int = 129) -> Mask:

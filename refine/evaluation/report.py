@@ -29,7 +29,8 @@ _PROTOCOL: Final = (
     "pictures' own IoU, which differs by points, stands beside it. mBA is the mean over the pictures of the mean over "
     "five bands along the truth's contour of the share of right pixels; the band i = 0..4 is the truth's morphological "
     "gradient by OpenCV's ellipse of radius 1 + int(((width + height) / 300 - 1) / 5 * i) px. Where a truth has no "
-    "contour (empty, or full) mBA is 1 if the mask equals it and else 0. IoU and mBA are in %.",
+    "contour (empty, or full) mBA is 1 if the mask equals it and else 0. Pixels that a truth calls void (255 beside a "
+    "single label, 128 between 0 and 255) are left out of all figures. IoU and mBA are in %.",
     "Thresholds: truths and masks in files are set where > 128 of 255, SegRefiner's where >= 128, a refiner's own "
     "where the probability is > 0.5.",
     "Seconds are wall time inside the refiner, without files and scoring, after a first call on a small picture; of a "
@@ -153,7 +154,7 @@ def _look(out: Path, variant: Variant, name: str, work: Sequence[Item], rows: Se
     figures: list[Part] = []
     for row in ordered:
         if row.name in chosen:
-            image, coarse, truth = read(items[row.name])
+            image, coarse, truth, _ = read(items[row.name])
             refined = as_binary(as_mask(mask_path(out, variant, items[row.name]), truth.shape))
             path = Path("pictures", f"{hashed(variant.label, name, row.name)}.jpg")
             write_image(out / path, strip(image, as_binary(coarse), refined, truth))

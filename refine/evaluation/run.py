@@ -126,16 +126,17 @@ def mask_path(out: Path, variant: Variant, item: Item) -> Path:
 
 
 def _measured(item: Item, make: Callable[[Item, NDArray[Any], NDArray[Any]], Outcome]) -> tuple[Row, Mask]:
-    image, coarse, truth = read(item)
+    image, coarse, truth, void = read(item)
     outcome = make(item, image, coarse)
     before, after = as_binary(coarse), outcome.mask
+    refined_known, coarse_known = (m if void is None else np.where(void, truth, m) for m in (after, before))
     row = Row(
         set=item.set,
         name=item.name,
-        coarse=score(before, truth),
-        refined=score(after, truth),
+        coarse=score(before, truth, void),
+        refined=score(after, truth, void),
         seconds=outcome.seconds,
-        harm=harm(after, before, truth),
+        harm=harm(refined_known, coarse_known, truth),
         change=change(Held(before.astype(np.float32)), Held(after.astype(np.float32)), Memory()),
         peak_memory=outcome.peak_memory,
     )
@@ -147,7 +148,8 @@ def _stamp(item: Item, variant: Variant) -> str:
     stats = [
         path.stat() if path.exists() else None for path in (item.image, item.truth, item.coarse, *variant.files(item))
     ]
-    return " ".join("-" if stat is None else f"{stat.st_size}:{stat.st_mtime_ns}" for stat in stats)
+    files = " ".join("-" if stat is None else f"{stat.st_size}:{stat.st_mtime_ns}" for stat in stats)
+    return files if item.white is None else f"{files} white={item.white:g}"
 
 
 def _reason(error: Exception) -> str:

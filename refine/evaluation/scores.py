@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
+import numpy as np
 from numpy.typing import NDArray
 
 from refine.metrics import Harm, intersection_and_union, mean_boundary_accuracy, pooled_far, pooled_iou
@@ -86,9 +87,10 @@ class Row:
         return row
 
 
-def score(prediction: NDArray[Any], truth: NDArray[Any]) -> Score:
-    """A mask's counts and mBA; masks (H, W) as `refine.metrics` takes them."""
-    return Score(*intersection_and_union(prediction, truth), mean_boundary_accuracy(prediction, truth))
+def score(prediction: NDArray[Any], truth: NDArray[Any], void: NDArray[np.bool_] | None = None) -> Score:
+    """A mask's counts and mBA; masks (H, W) as `refine.metrics` takes them, without the pixels of ``void``."""
+    counts = intersection_and_union(prediction, truth, void=void)
+    return Score(*counts, mean_boundary_accuracy(prediction, truth, void=void))
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ class MethodRefiner:
         survive_forks()
         with self._loaded.peak_memory() as peak, numpy_errors():
             started = time.perf_counter()
-            pair = prepare(image, coarse_mask, allow_large=chosen.allow_large)
+            pair = prepare(image, coarse_mask, allow_large=chosen.allow_large, white=chosen.white)
             prepared = time.perf_counter()
             found = self._found(pair, chosen)
         probability = found.probability

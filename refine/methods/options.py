@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from refine.config import check_white
 from refine.memory import peak_resident_set
 from refine.ranges import Ranged
 from refine.ranges import switch as switch  # the methods have these from here
@@ -45,3 +46,6 @@ class MethodOptions(Ranged):
 
     allow_large: bool = False
     """Read pictures beyond 250 megapixels."""
+
+    white: float | None = field(default=None, metadata={"check": check_white})
+    """The image's value that is white; None is the highest of its type, 1.0 of floats."""

@@ -13,20 +13,30 @@ from refine.metrics.inputs import binary_masks, box
 _RADII = 5  # bands of the mean boundary accuracy
 
 
-def mean_boundary_accuracy(prediction: NDArray[Any], truth: NDArray[Any]) -> float:
+def mean_boundary_accuracy(
+    prediction: NDArray[Any], truth: NDArray[Any], *, void: NDArray[np.bool_] | None = None
+) -> float:
     """Mean over five bands around the truth's boundary of the share of right pixels, in [0, 1] (mBA).
 
     Band i = 0..4 is where the morphological gradient of the truth by OpenCV's ellipse of side 2 r_i + 1 is not zero,
     r_i = 1 + int(((W + H) / 300 - 1) / 5 * i). The picture's border is no boundary. A truth without a boundary (empty,
-    or full) has no band, 0/0 in the protocol; here it is 1.0 if the prediction equals it, else 0.0.
+    or full) has no band, 0/0 in the protocol; here it is 1.0 if the prediction equals it, else 0.0. Pixels of ``void``
+    are left out, and so are bands that lie in it.
 
     Source: Cheng et al., CascadePSP, CVPR 2020, section 4.1 and the evaluation published with it.
     """
     prediction, truth = binary_masks({"prediction": prediction, "truth": truth})
-    right, total = refine_kernels.band_counts(prediction, truth, band_radii(*truth.shape)).T
-    if not total[0]:
+    radii = band_radii(*truth.shape)
+    if void is not None:
+        prediction = np.where(void, truth, prediction)
+    right, total = refine_kernels.band_counts(prediction, truth, radii).T
+    if void is not None:
+        unknown = refine_kernels.band_counts(np.where(void, truth, ~truth), truth, radii).T[0]
+        right, total = right - unknown, total - unknown
+    if not total.any():
         return float(np.array_equal(prediction, truth))
-    return float((right / total).sum()) / _RADII
+    known = total > 0
+    return float((right[known] / total[known]).sum()) / int(known.sum())
 
 
 def band_radii(height: int, width: int) -> list[int]:

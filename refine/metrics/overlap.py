@@ -17,8 +17,15 @@ def iou(prediction: NDArray[Any], truth: NDArray[Any]) -> float:
     return pooled_iou([intersection_and_union(prediction, truth)])
 
 
-def intersection_and_union(prediction: NDArray[Any], truth: NDArray[Any]) -> tuple[int, int]:
-    """Pixels set in both masks, and pixels set in either: the counts that :func:`pooled_iou` adds up."""
+def intersection_and_union(
+    prediction: NDArray[Any], truth: NDArray[Any], *, void: NDArray[np.bool_] | None = None
+) -> tuple[int, int]:
+    """Pixels set in both masks, and pixels set in either: the counts that :func:`pooled_iou` adds up.
+
+    void: (H, W), pixels that the truth leaves open and that do not count.
+    """
+    if void is not None:
+        prediction, truth = (m & ~void for m in binary_masks({"prediction": prediction, "truth": truth}))
     both, predicted, true, _ = _counts(prediction, truth)
     return both, predicted + true - both
 
