@@ -34,6 +34,8 @@ _LONGEST = 80  # characters of a value in a message
 
 def shown(value: object) -> str:
     """A value as a message has it: its `repr`, of a long one the beginning; never an error itself."""
+    if isinstance(value, bytes | bytearray | memoryview):  # perhaps what a file holds
+        return f"<{type(value).__name__} of {len(value):,}>"
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # a number of thousands of digits, a list within lists without end
@@ -57,7 +59,8 @@ def check_model(model: object, weights: object) -> None:
 def check_path(name: str, value: object) -> None:
     """Raises `OptionError` where ``value`` is neither a path of a file nor None."""
     if value is not None and (not isinstance(value, str | os.PathLike) or "\0" in os.fsdecode(value)):
-        raise OptionError(f"{name}={shown(value)} is not a path; give that of a file, as text or a pathlib.Path")
+        given = f"<text of {len(value):,} characters>" if isinstance(value, str) else shown(value)
+        raise OptionError(f"{name}={given} is not a path; give that of a file, as text or a pathlib.Path")
 
 
 def listed(names: Sequence[object], most: int = 5) -> str:

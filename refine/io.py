@@ -32,12 +32,13 @@ import tifffile
 from numpy.typing import DTypeLike, NDArray
 from PIL import ExifTags, Image, ImageFile
 
-from refine import pictures, tiffs
+from refine import arrays, pictures, tiffs
 from refine.errors import FileError, InputError, OptionError, RefineError
 from refine.values import ROUNDING, Array, distinct
 
 PathLike = str | os.PathLike[str]
-Source = PathLike | Image.Image
+Source = PathLike | Image.Image | bytes | bytearray | memoryview | BinaryIO
+"""Where a picture is read from: a file by its path, one in memory, an open one, or a picture of Pillow's."""
 
 MAX_PIXELS = 250_000_000
 """Largest picture that is decoded unasked: above every camera's, and 750 MB as RGB."""
@@ -53,10 +54,15 @@ MASK_SUFFIXES = IMAGE_SUFFIXES | {".npy"}
 
 _FORMATS = {"image": "JPEG, PNG, TIFF, BMP, WebP or GIF", "mask": "JPEG, PNG, TIFF, BMP, WebP, GIF or .npy"}
 NODATA = "some of its pixels are called unknown by its GDAL nodata tag (42113); they are refined as they look"
-_ARRAYS = "a path, a PIL image or a numpy array"
+_ARRAYS = "a path, bytes, an open file, a PIL image, a numpy array or a tensor"
 STALE = 24 * 3600
 """Seconds after which a temporary file belongs to no process that still writes it."""
 
+_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/(?=/?[^/\\])", re.IGNORECASE)  # pathlib makes one of its two slashes
+_BASE64 = re.compile(r"data:[\w/+.;=-]*,|iVBORw0KGgo|/9j/|R0lGOD|UklGR|SUkqA|TU0AK")
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
+_LONGEST_NAME = 255  # characters of a path that is shown where there is no such file
+_LONGEST_PATH = 4096
 _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
 _LONGEST_SIDE = {".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383}  # px; libjpeg's and WebP's limits
 _WRITTEN: dict[str, dict[str, Any]] = {
@@ -76,7 +82,7 @@ logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 
 def read_image(source: Source, *, allow_large: bool = False) -> NDArray[np.uint8]:
-    """Picture (H, W, 3), uint8 RGB in the displayed frame, from a path or a PIL image.
+    """Picture (H, W, 3), uint8 RGB in the displayed frame, from a path, bytes, an open file or a PIL image.
 
     Reads JPEG, PNG, TIFF, BMP and WebP of any bit depth and colour mode, by content and not by suffix. Samples become
     8-bit as :func:`rgb8` says; bits are black and white.
@@ -149,7 +155,10 @@ def read_georeference(source: Source) -> tiffs.Georeference | None:
     if isinstance(source, Image.Image):
         file = _unread(source)
         return None if file is None else _georeference(file, "image")
-    name = os.fsdecode(source)
+    held = arrays.content(source, "image")
+    if held is not None:
+        return _georeference(held, "image")
+    name = _path(source, "image")
     with opened(Path(name), name, "TIFF") as file:
         return _georeference(file, name)
 
@@ -350,20 +359,24 @@ def _raster(source: Source, kind: str, allow_large: bool) -> tuple[Raster, str]:
                 return _file_raster(file, kind, kind, allow_large), kind
             finally:
                 file.seek(at)
+    held = arrays.content(source, kind)
+    if held is not None:
+        with decoding(kind, formats):
+            return _file_raster(held, kind, kind, allow_large), kind
+    name = _path(source, kind)
+    with opened(Path(name), name, formats) as file, decoding(name, formats):
+        return _file_raster(file, name, kind, allow_large), name
+
+
+def _path(source: object, kind: str) -> str:
     try:
-        path = Path(os.fsdecode(source))
+        return os.fsdecode(source)  # type: ignore[arg-type]
     except TypeError:
         given = type(source)
-        remedy = "convert it with np.asarray(...)"
-        if given.__module__.partition(".")[0] == "torch":
-            remedy = "convert it with .cpu().numpy(), channels last"
-        message = f"{kind}: given a {given.__module__}.{given.__qualname__}; accepted are {_ARRAYS}; {remedy}"
-        raise InputError(message) from None
-    name = str(path)
-    with opened(path, name, formats) as file, decoding(name, formats):
-        if _head(file).startswith(b"\x93NUMPY") and kind == "mask":
-            return Raster(_read_npy(path, name, allow_large)), name
-        return _file_raster(file, name, kind, allow_large), name
+        raise InputError(
+            f"{kind}: given a {given.__module__}.{given.__qualname__}; accepted are {_ARRAYS}; convert it with "
+            "np.asarray(...)"
+        ) from None
 
 
 def _head(file: BinaryIO) -> bytes:
@@ -411,6 +424,8 @@ def _file_raster(file: BinaryIO, name: str, kind: str, allow_large: bool) -> Ras
     head = _head(file)
     if head[:4] in tiffs.HEADS:
         return _tiff_raster(file, name, kind, allow_large)
+    if head.startswith(b"\x93NUMPY") and kind == "mask":
+        return Raster(_read_npy(file, name, allow_large))
     found = _format(head, name, _FORMATS[kind])
     header = found.header(file)
     _check_size(header.width, header.height, name, allow_large)
@@ -425,6 +440,7 @@ def _file_raster(file: BinaryIO, name: str, kind: str, allow_large: bool) -> Ras
 @contextmanager
 def opened(path: Path, name: str, formats: str) -> Iterator[BinaryIO]:
     try:
+        _check_is_path(name)
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
             raise FileError(f"{name}: is a folder; accepted is one file ({formats}); give a file inside it")
@@ -439,9 +455,27 @@ def opened(path: Path, name: str, formats: str) -> Iterator[BinaryIO]:
         reason = (isinstance(error, OSError) and error.strerror) or error
         raise FileError(f"{name}: cannot be opened ({reason}); give a readable file ({formats})") from error
     with file:
-        if path.stat().st_size == 0:
+        if os.fstat(file.fileno()).st_size == 0:
             raise FileError(f"{name}: is empty (0 bytes); give a complete file ({formats})")
         yield file
+
+
+def _check_is_path(name: str) -> None:
+    """Tells a text that is no path what it seems to be, without showing it: the content of a file, or an address.
+
+    Raises FileError: it is that, and no file has this name.
+    """
+    remedy = None
+    scheme = _ADDRESS.match(name)
+    if scheme:
+        remedy = "download it, and give its path or its bytes, as of urllib.request.urlopen(address).read()"
+        given = f"an address ({scheme[1].lower()}), which is not fetched"
+    elif _BASE64.match(name):
+        given, remedy = "base64 text", "give base64.b64decode(text)"
+    elif len(name) > _LONGEST_NAME or not name or _CONTROL.search(name):
+        given, remedy = f"a text of {len(name):,} characters", "give the path of a file, or what a file holds as bytes"
+    if remedy is not None and ("\0" in name or len(name) > _LONGEST_PATH or not os.path.exists(name)):
+        raise FileError(f"{given}; accepted is a path; {remedy}")
 
 
 @contextmanager
@@ -508,11 +542,17 @@ def _oriented(samples: Array, orientation: object) -> Array:
     return np.ascontiguousarray(turned)
 
 
-def _read_npy(path: Path, name: str, allow_large: bool) -> Array:
-    mapped = np.load(path, mmap_mode="r", allow_pickle=False)
-    _check_size(mapped.size, 1, name, allow_large)
-    check_mask_shape(mapped.shape, name)
-    return np.array(mapped)
+def _read_npy(file: BinaryIO, name: str, allow_large: bool) -> Array:
+    version = np.lib.format.read_magic(file)
+    headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    shape, _, dtype = headers.get(version, headers[2, 0])(file)  # 3.0 differs in the coding of its text alone
+    _check_size(math.prod(shape), 1, name, allow_large)
+    check_mask_shape(shape, name)
+    begin = file.tell()
+    if file.seek(0, os.SEEK_END) - begin < math.prod(shape) * dtype.itemsize:
+        raise ValueError("it ends before its last value")
+    file.seek(0)
+    return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
 
 
 @contextmanager

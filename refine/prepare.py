@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from refine import io
+from refine import arrays, io
 from refine.errors import InputError
 from refine.io import Source
 from refine.slides import MaskOf, Slide
@@ -43,6 +42,7 @@ def prepare(image: NDArray[Any] | Source, coarse_mask: NDArray[Any] | Source, *,
     Raises InputError: either is not what is accepted, or the mask does not fit the picture.
     Raises FileError: a file cannot be read, or is larger than ``io.MAX_PIXELS`` and ``allow_large`` is not set.
     """
+    image, coarse_mask = _held(image, "image"), _held(coarse_mask, "mask")
     picture = _picture(image, allow_large)
     mask = as_mask(coarse_mask, picture.rgb.shape[:2], allow_large=allow_large)
     warnings = picture.warnings
@@ -51,7 +51,17 @@ def prepare(image: NDArray[Any] | Source, coarse_mask: NDArray[Any] | Source, *,
     return Pair(picture.rgb, mask, picture.georeference, warnings)
 
 
+def _held(given: NDArray[Any] | Source, name: str) -> NDArray[Any] | Source:
+    """The array or the file that it holds, so that a stream is read once; itself of what holds none."""
+    for taken in (arrays.plain, arrays.content):
+        held = taken(given, name)
+        if held is not None:
+            return held
+    return given
+
+
 def _picture(image: NDArray[Any] | Source, allow_large: bool) -> io.Picture:
+    image = _held(image, "image")
     if isinstance(image, np.ndarray):
         return io.Picture(io.rgb8(image, "image"))
     return io.read_picture(image, allow_large=allow_large)
@@ -61,7 +71,8 @@ def as_image(image: NDArray[Any] | Source, *, allow_large: bool = False) -> NDAr
     """Picture (H, W, 3), contiguous uint8 RGB.
 
     Accepts arrays (H, W) and (H, W, 1 | 3 | 4) in RGB order (uint8; uint16, / 257 rounded; floats in [0, 1], * 255
-    rounded; alpha is dropped), paths and PIL images (as files: EXIF orientation applied).
+    rounded; alpha is dropped), what `refine.arrays.plain` makes one of (torch tensors with channels first or last), and
+    files: paths, bytes, open files and PIL images (EXIF orientation applied).
 
     Raises InputError: another shape, type or range; no pixels; NaN.
     Raises FileError: a file cannot be read, or is larger than ``io.MAX_PIXELS`` and ``allow_large`` is not set.
@@ -72,7 +83,8 @@ def as_image(image: NDArray[Any] | Source, *, allow_large: bool = False) -> NDAr
 def as_mask(mask: NDArray[Any] | Source, size: tuple[int, int], *, allow_large: bool = False) -> NDArray[np.float32]:
     """Mask (H, W) float32 in [0, 1] of the picture's ``size`` (H, W).
 
-    Accepts arrays (H, W) and (H, W, 1), (H, W, 3 | 4) where the colours are equal, paths and PIL images. The values:
+    Accepts arrays (H, W) and (H, W, 1), (H, W, 3 | 4) where the colours are equal, what `refine.arrays.plain` makes one
+    of, paths, bytes, open files and PIL images. The values:
 
     * bool, and integers up to 1: as they are;
     * integers up to 255: value / 255;
@@ -97,11 +109,9 @@ def as_mask(mask: NDArray[Any] | Source, size: tuple[int, int], *, allow_large: 
     Raises InputError: another shape, type, range or size; a label map; no pixels; NaN.
     Raises FileError: a file cannot be read, or is larger than ``io.MAX_PIXELS`` and ``allow_large`` is not set.
     """
-    if isinstance(mask, np.ndarray):
-        name, values = "mask", mask
-    else:
-        values = io.read_mask(mask, allow_large=allow_large)
-        name = "mask" if isinstance(mask, Image.Image) else os.fsdecode(mask)
+    mask = _held(mask, "mask")
+    name = os.fsdecode(mask) if isinstance(mask, str | os.PathLike) else "mask"
+    values = mask if isinstance(mask, np.ndarray) else io.read_mask(mask, allow_large=allow_large)
     values = _one_channel(values, name)
     _check_size(values.shape, size, name)
     return enlarged(meaning(lambda: [values], name).unit(values), size)

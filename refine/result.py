@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from refine import io
+from refine import arrays, io
 from refine.errors import InputError
 from refine.tiffs import Georeference
 
@@ -221,7 +221,9 @@ class Refined:
         Raises FileError: its file cannot be read.
         """
         # A result exists, so its picture has been read before: however large, it is trusted.
-        rgb = io.rgb8(image, "image") if isinstance(image, np.ndarray) else io.read_image(image, allow_large=True)
+        held = arrays.plain(image, "image")
+        source = image if held is None else held
+        rgb = io.rgb8(source, "image") if isinstance(source, np.ndarray) else io.read_image(source, allow_large=True)
         if rgb.shape[:2] != self.mask.shape:
             given, wanted = (f"{h} x {w}" for h, w in (rgb.shape[:2], self.mask.shape))
             where = "image" if not isinstance(image, str | os.PathLike) else os.fspath(image)

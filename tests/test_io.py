@@ -409,7 +409,7 @@ def test_a_file_that_cannot_be_read_says_what_was_given(tmp_path, read):
         read(tmp_path / "a.png")
     with pytest.raises(FileError, match="no regular file"):
         read("/dev/null")
-    with pytest.raises(FileError, match="cannot be opened"):
+    with pytest.raises(FileError, match="a text of 7 characters; accepted is a path"):
         read("a\0b.png")
     with pytest.raises(FileError, match="cannot be opened"):
         read(tmp_path / "a.png" / "b.png")
@@ -424,9 +424,6 @@ def test_a_file_without_permission_says_so(tmp_path):
 
 
 def test_something_else_than_a_path_says_how_to_convert_it():
-    torch = pytest.importorskip("torch")
-    with pytest.raises(InputError, match=r"image: given a torch\.Tensor; .*\.cpu\(\)\.numpy\(\)"):
-        io.read_image(torch.zeros(1, 1))
     with pytest.raises(InputError, match=r"mask: given a builtins\.list; accepted are a path.*np\.asarray"):
         io.read_mask([[0, 1]])
 
