@@ -19,10 +19,11 @@ import secrets
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -127,15 +128,19 @@ def read_mask(source: Source, *, allow_large: bool = False) -> Array:
     used gives the greys it displays; a coloured palette gives its indices if they are {0, 1} or {0, 255}.
 
     Raises FileError: as :func:`read_image`.
-    Raises InputError: the mask is coloured (a label map, or a photograph), or its only content is its alpha channel.
+    Raises InputError: the mask is coloured (a label map, or a photograph), or its alpha channel is another mask.
     """
     raster, name = _raster(source, "mask", allow_large)
     if raster.palette is None:
         return grey(raster.samples, name)
     if raster.opacity is not None:
         used = distinct(raster.samples, 255)
-        _check_alpha(raster.palette[used], raster.opacity[used], name)
-    return palette_values(raster.samples, raster.palette, name)
+        greys, alphas = palette_values(used.astype(np.uint8)[None], raster.palette, name)[0], raster.opacity[used]
+        check_alpha(lambda: [(greys, alphas)], name)
+    values, alpha = palette_values(raster.samples, raster.palette, name), raster.alpha
+    if alpha is not None:
+        check_alpha(lambda: [(values, alpha)], name)
+    return values
 
 
 def read_palette(source: Source) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | None:
@@ -203,6 +208,8 @@ def rgb8(array: Array, name: str) -> NDArray[np.uint8]:
         remedy = "give a picture with at least one pixel" if array.size == 0 else "pass one picture at a time"
         if array.ndim == 3 and shape[0] in (1, 3, 4) and array.size:
             remedy = "this looks channel-first: pass np.transpose(image, (1, 2, 0))"
+        elif array.ndim == 3 and shape[2] == 2 and array.size:
+            remedy = "if these are grey and alpha, pass image[..., 0]"
         raise InputError(f"{name}: shape {shape} is no picture; accepted are (H, W) and (H, W, 1 | 3 | 4); {remedy}")
     if array.ndim == 3 and shape[2] == 4:
         array = array[..., :3]
@@ -288,14 +295,16 @@ def check_mask_shape(shape: tuple[int, ...], name: str) -> None:
         remedy = "give a mask with at least one pixel" if empty else "pass one mask at a time"
         if len(shape) == 3 and shape[0] == 1 and not empty:
             remedy = "this looks channel-first: pass mask[0]"
+        elif len(shape) == 3 and shape[2] == 2:
+            remedy = "if these are grey and alpha, pass the one that is the mask: mask[..., 0] or mask[..., 1]"
         raise InputError(f"{name}: shape {shape} is no mask; accepted are (H, W) and (H, W, 1); {remedy}")
 
 
 def grey(samples: Array, name: str) -> Array:
     """Mask values (H, W) of samples (H, W) or (H, W, 1..4), whose colour channels must be equal; alpha is dropped.
 
-    Raises InputError: the channels differ, or the colour is the same everywhere while alpha is not. ``name`` opens the
-    message.
+    Raises InputError: the channels differ, or alpha is another mask than they are (see `check_alpha`). ``name`` opens
+    the message.
     """
     if samples.ndim == 2:
         return samples
@@ -307,17 +316,32 @@ def grey(samples: Array, name: str) -> Array:
             "pick one class, as in (mask == (r, g, b)).all(axis=-1)"
         )
     if channels in (2, 4) and values.size:
-        _check_alpha(values, samples[..., -1], name)
+        check_alpha(lambda: [(values, samples[..., -1])], name)
     return values
 
 
-def _check_alpha(colours: Array, alpha: Array, name: str) -> None:
-    """Raises `InputError` where alpha alone tells pixels apart."""
-    if colours.min() == colours.max() and alpha.min() != alpha.max():
-        raise InputError(
-            f"{name}: one colour everywhere, and alpha varies; the mask seems to be the alpha channel, which is "
-            "not read; pass that channel, as in mask[..., -1]"
-        )
+def check_alpha(bands: Callable[[], Iterable[tuple[Array, Array]]], name: str) -> None:
+    """Checks that the alpha of a mask, given as bands of colours and alpha, says nothing that its colours do not.
+
+    So it is where alpha is the same everywhere, or where both are the same mask: their pixels above half of their
+    highest value are the same. ``bands`` is called once, and once more where both vary.
+
+    Raises InputError: alpha is another mask, or the only one, so that nobody can tell which is meant.
+    """
+    ends = np.array([[(x.min(), x.max()) for x in band] for band in bands()], np.float64)  # (bands, 2, 2)
+    lowest, highest = ends[..., 0].min(0), ends[..., 1].max(0)
+    if lowest[1] == highest[1]:
+        return
+    given = "one colour everywhere, and alpha varies; the mask seems to be the alpha channel, which is not read"
+    if lowest[0] != highest[0]:
+        half = highest / 2
+        if all(np.array_equal(colours > half[0], alpha > half[1]) for colours, alpha in bands()):
+            return
+        given = "its alpha channel is another mask than its colours, and nothing says which is meant"
+    raise InputError(
+        f"{name}: {given}; pass the alpha channel, as in mask[..., -1] or of a file "
+        "np.asarray(Image.open(path).convert('RGBA'))[..., -1], or the colours without it, as .convert('RGB')"
+    )
 
 
 def palette_values(indices: NDArray[np.uint8], palette: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
@@ -342,6 +366,7 @@ class Raster:
     samples: Array  # (H, W) or (H, W, 2..4), in the displayed frame
     palette: NDArray[np.uint8] | None = None  # (256, 3) RGB; the samples are then uint8 indices
     opacity: NDArray[np.uint8] | None = None  # (256,): alpha of a palette's indices, where not all are opaque
+    alpha: Array | None = None  # (H, W), beside a palette
     georeference: tiffs.Georeference | None = None
     warnings: tuple[str, ...] = ()
 
@@ -515,10 +540,24 @@ def _pillow_raster(picture: Image.Image, name: str, allow_large: bool) -> Raster
         picture = picture.convert(picture.mode.upper())
     elif picture.mode not in ("1", "L", "LA", "RGB", "RGBA", "I", "F") and not picture.mode.startswith("I;16"):
         raise FileError(f"{name}: colour mode {picture.mode} is not accepted; convert it to RGB or grey")
-    samples = np.asarray(picture)
+    samples, opacity, alpha = np.asarray(picture), None, None
+    key = picture.info.get("transparency")
     if picture.mode == "PA":
-        samples = samples[..., 0]
-    return Raster(_oriented(samples, orientation), palette)
+        samples, alpha = samples[..., 0], samples[..., 1]
+        alpha = _oriented(alpha, orientation)
+    elif palette is not None:
+        opacity = _opacity(key)
+    elif key is not None and isinstance(key, int | tuple):
+        keys = np.atleast_1d(key)
+        samples = pictures.with_key(samples, keys > 0 if samples.dtype == bool else keys)
+    return Raster(_oriented(samples, orientation), palette, opacity, alpha)
+
+
+def _opacity(key: object) -> NDArray[np.uint8] | None:
+    """Alpha of a palette's indices, of what Pillow keeps of it: the transparent index, or alpha of the first ones."""
+    if isinstance(key, int):
+        key = bytes(255 * (i != key) for i in range(256))
+    return pictures.opacity_of(key) if isinstance(key, bytes) else None
 
 
 def _orientation(picture: Image.Image) -> int:
@@ -568,7 +607,7 @@ def _tiff_raster(file: BinaryIO, name: str, kind: str, allow_large: bool) -> Ras
     with open_tiff(file, name) as tiff:
         page = tiff_page(tiff, file, name, allow_large)
         tiffs.check_segments(page, file, name)
-        samples = page.asarray(squeeze=False)[:, 0]  # (planes, H, W, C); planes or C is 1
+        samples = _tiff_samples(page, file)[:, 0]  # (planes, H, W, C); planes or C is 1
         samples = samples[0] if samples.shape[0] == 1 else np.moveaxis(samples[..., 0], 0, -1)
         samples = samples[..., 0] if samples.shape[2] == 1 else samples
         warnings = [NODATA] if holds_nodata(page, samples, name, kind) else []
@@ -581,6 +620,23 @@ def _tiff_raster(file: BinaryIO, name: str, kind: str, allow_large: bool) -> Ras
         place = None
     samples = _oriented(raster.samples, orientation)
     return Raster(samples, raster.palette, georeference=place, warnings=tuple(warnings))
+
+
+def _tiff_samples(page: Any, file: BinaryIO) -> Array:
+    """(planes, 1, H, W, C); what a writer left out of it, tiles or strips without content, has the page's nodata."""
+    segments = list(zip(page.dataoffsets, page.databytecounts, strict=True))
+    if page.is_final or all(offset and length for offset, length in segments):
+        return np.asarray(page.asarray(squeeze=False))
+    samples = np.full(page.shaped, page.nodata, page.dtype)  # tifffile takes one that is left out for the next one
+    for index, (offset, length) in enumerate(segments):
+        if offset and length:
+            file.seek(offset)
+            data = file.read(length)
+            tables = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader}
+            segment, (plane, _, top, left, _), (_, high, wide, _) = page.decode(data, index, **tables)
+            into = samples[plane, 0, top : top + high, left : left + wide]
+            into[...] = segment[0, : into.shape[0], : into.shape[1]]
+    return samples
 
 
 def holds_nodata(page: Any, samples: Array, name: str, kind: str) -> bool:
@@ -624,9 +680,10 @@ def tiff_page(tiff: Any, file: BinaryIO, name: str, allow_large: bool) -> Any:
     if rivals > 1:
         given = f"{rivals} pages of the first one's size or larger"
         raise FileError(f"{name}: {given}; accepted is one picture; save the page you mean")
-    if page.imagedepth != 1 or page.samplesperpixel > 4:
+    if page.imagedepth != 1 or page.tiledepth not in (0, 1) or page.samplesperpixel > 4:
+        depth = page.imagedepth if page.imagedepth != 1 else page.tiledepth
         raise FileError(
-            f"{name}: a TIFF with {page.samplesperpixel} samples per pixel and depth {page.imagedepth}; accepted "
+            f"{name}: a TIFF with {page.samplesperpixel} samples per pixel and depth {depth}; accepted "
             "are one to four samples and depth 1; save the bands you mean"
         )
     tiffs.check_page(page, file, name)
@@ -833,5 +890,6 @@ def _write_pixels(path: PathLike, suffix: str, samples: Array, georeference: tif
             f"{os.fspath(path)}: {width} x {height} cannot be written as {suffix}, whose sides end at {longest} px; "
             "give .png or .tif"
         )
-    picture = Image.fromarray(np.ascontiguousarray(samples))
-    write_atomic(path, lambda file: picture.save(file, **_WRITTEN[suffix]))
+    encoded = BytesIO()  # Pillow writes to a file's descriptor by itself, and does not see that a disk is full
+    Image.fromarray(np.ascontiguousarray(samples)).save(encoded, **_WRITTEN[suffix])
+    write_atomic(path, lambda file: file.write(encoded.getbuffer()))
