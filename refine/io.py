@@ -105,6 +105,10 @@ class Picture:
     """Its place on Earth and its resolution, from a TIFF that is stored upright."""
     warnings: tuple[str, ...] = ()
     """What the caller should know, without the file's name."""
+    orientation: int = 1
+    """EXIF's, which turns pixels from the stored to the displayed frame, as :func:`oriented`."""
+    turned: bool = True
+    """Whether that was done; not to a PIL image that is no file's any more, which may have been turned by hand."""
 
 
 def read_picture(source: Source, *, allow_large: bool = False) -> Picture:
@@ -117,7 +121,7 @@ def read_picture(source: Source, *, allow_large: bool = False) -> Picture:
         samples = samples.astype(np.uint8) * np.uint8(255)
     if samples.ndim == 3 and samples.shape[2] == 2:  # grey and alpha
         samples = samples[..., 0]
-    return Picture(rgb8(samples, name), raster.georeference, raster.warnings)
+    return Picture(rgb8(samples, name), raster.georeference, raster.warnings, raster.orientation, raster.turned)
 
 
 def read_mask(source: Source, *, allow_large: bool = False) -> Array:
@@ -369,6 +373,8 @@ class Raster:
     alpha: Array | None = None  # (H, W), beside a palette
     georeference: tiffs.Georeference | None = None
     warnings: tuple[str, ...] = ()
+    orientation: int = 1  # of the file
+    turned: bool = True  # whether it was applied
 
 
 def _raster(source: Source, kind: str, allow_large: bool) -> tuple[Raster, str]:
@@ -459,7 +465,8 @@ def _file_raster(file: BinaryIO, name: str, kind: str, allow_large: bool) -> Ras
     samples = stored.samples
     if stored.bits is not None:
         samples = whole_range(samples, stored.bits)
-    return Raster(_oriented(samples, header.orientation), stored.palette, stored.opacity)
+    orientation = header.orientation
+    return Raster(oriented(samples, orientation), stored.palette, stored.opacity, orientation=orientation)
 
 
 @contextmanager
@@ -529,6 +536,8 @@ def _pillow_raster(picture: Image.Image, name: str, allow_large: bool) -> Raster
     _check_size(*picture.size, name, allow_large)
     picture.load()
     orientation = _orientation(picture)
+    # What Pillow made of a file's picture keeps the tag, be it turned or not: its pixels are taken as they lie.
+    applied = orientation if isinstance(picture, ImageFile.ImageFile) else 1
     palette = None
     if picture.mode in ("P", "PA"):
         colours = np.asarray(picture.getpalette("RGB") or [], np.uint8).reshape(-1, 3)[:256]
@@ -543,14 +552,14 @@ def _pillow_raster(picture: Image.Image, name: str, allow_large: bool) -> Raster
     samples, opacity, alpha = np.asarray(picture), None, None
     key = picture.info.get("transparency")
     if picture.mode == "PA":
-        samples, alpha = samples[..., 0], samples[..., 1]
-        alpha = _oriented(alpha, orientation)
+        samples, alpha = samples[..., 0], oriented(samples[..., 1], applied)
     elif palette is not None:
         opacity = _opacity(key)
     elif key is not None and isinstance(key, int | tuple):
         keys = np.atleast_1d(key)
         samples = pictures.with_key(samples, keys > 0 if samples.dtype == bool else keys)
-    return Raster(_oriented(samples, orientation), palette, opacity, alpha)
+    samples = oriented(samples, applied)
+    return Raster(samples, palette, opacity, alpha, orientation=orientation, turned=applied == orientation)
 
 
 def _opacity(key: object) -> NDArray[np.uint8] | None:
@@ -562,12 +571,13 @@ def _opacity(key: object) -> NDArray[np.uint8] | None:
 
 def _orientation(picture: Image.Image) -> int:
     try:
-        return picture.getexif().get(ExifTags.Base.Orientation, 1)
+        found = picture.getexif().get(ExifTags.Base.Orientation, 1)
+        return found if found in range(1, 9) else 1
     except Exception:  # Pillow raises anything on a damaged EXIF block; the pixels are whole, viewers show them upright
         return 1
 
 
-def _oriented(samples: Array, orientation: object) -> Array:
+def oriented(samples: Array, orientation: object) -> Array:
     """Samples turned and mirrored into the displayed frame (EXIF and TIFF tag 274, values 1 to 8)."""
     turned = {
         2: lambda a: a[:, ::-1],
@@ -618,8 +628,9 @@ def _tiff_raster(file: BinaryIO, name: str, kind: str, allow_large: bool) -> Ras
         if place.on_earth:
             warnings.append(f"it is stored turned or mirrored (tag 274: {orientation}), so its position is not kept")
         place = None
-    samples = _oriented(raster.samples, orientation)
-    return Raster(samples, raster.palette, georeference=place, warnings=tuple(warnings))
+    samples = oriented(raster.samples, orientation)
+    orientation = orientation if orientation in range(1, 9) else 1
+    return Raster(samples, raster.palette, georeference=place, warnings=tuple(warnings), orientation=orientation)
 
 
 def _tiff_samples(page: Any, file: BinaryIO) -> Array:

@@ -1,7 +1,7 @@
 """Checks the input once, at the border: whatever a caller holds becomes one picture and one mask of the same size."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -17,6 +17,21 @@ from refine.values import meaning
 
 if TYPE_CHECKING:
     from refine.planes import Plane
+
+
+_SEEN = 384  # px; longer side of the picture in which a mask's contour is compared with edges
+_OFF = 7  # px of it; side of the square in which an edge is looked for
+_CLEARLY = 1.6
+_TURNS = {
+    2: "mask[:, ::-1]",
+    3: "mask[::-1, ::-1]",
+    4: "mask[::-1]",
+    5: "mask.T",
+    6: "np.rot90(mask, -1)",
+    7: "mask[::-1, ::-1].T",
+    8: "np.rot90(mask)",
+}
+_INVERSE = {6: 8, 8: 6}  # of EXIF's orientations; the others are their own
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,8 +59,13 @@ def prepare(image: NDArray[Any] | Source, coarse_mask: NDArray[Any] | Source, *,
     """
     image, coarse_mask = _held(image, "image"), _held(coarse_mask, "mask")
     picture = _picture(image, allow_large)
-    mask = as_mask(coarse_mask, picture.rgb.shape[:2], allow_large=allow_large)
-    warnings = picture.warnings
+    size = picture.rgb.shape[:2]
+    if picture.turned or picture.orientation == 1:
+        mask = as_mask(coarse_mask, size, allow_large=allow_large)
+        warnings = (*picture.warnings, *_of_frame(picture, mask))
+    else:
+        picture, mask = _turned_by_mask(picture, coarse_mask, allow_large)
+        warnings = picture.warnings
     if picture.georeference is not None and not isinstance(coarse_mask, np.ndarray):
         warnings += elsewhere(picture.georeference, io.read_georeference(coarse_mask))
     return Pair(picture.rgb, mask, picture.georeference, warnings)
@@ -65,6 +85,75 @@ def _picture(image: NDArray[Any] | Source, allow_large: bool) -> io.Picture:
     if isinstance(image, np.ndarray):
         return io.Picture(io.rgb8(image, "image"))
     return io.read_picture(image, allow_large=allow_large)
+
+
+def _of_frame(picture: io.Picture, mask: NDArray[np.float32]) -> tuple[str, ...]:
+    """A warning where a mask seems to be drawn on the picture as it is stored, and not as it is displayed."""
+    turned = io.oriented(mask, picture.orientation)
+    if picture.orientation == 1 or turned.shape != mask.shape:  # what has another shape does not fit, and says so
+        return ()
+    if not follows(picture.rgb, turned, mask):
+        return ()
+    return (
+        f"the image is stored turned or mirrored (EXIF orientation {picture.orientation}), and the mask follows "
+        f"its edges only as it is stored, not as it is displayed; if so, turn the mask: {_TURNS[picture.orientation]}",
+    )
+
+
+def _turned_by_mask(
+    picture: io.Picture, coarse_mask: NDArray[Any] | Source, allow_large: bool
+) -> tuple[io.Picture, NDArray[np.float32]]:
+    """A PIL image that was changed since it was opened and still has an EXIF orientation, in the frame of its mask.
+
+    It may have been turned by hand, so it is taken as its pixels lie, unless the mask fits or follows it turned alone.
+    """
+    orientation, lies = picture.orientation, picture.rgb
+    turned = io.oriented(lies, orientation)
+    tag = f"the PIL image was changed since it was opened, and still has EXIF orientation {orientation}"
+    remedy = "apply ImageOps.exif_transpose(image), which takes the tag off, before anything else"
+    if turned.shape == lies.shape:
+        mask = as_mask(coarse_mask, lies.shape[:2], allow_large=allow_large)
+        if follows(lies, mask, io.oriented(mask, _INVERSE.get(orientation, orientation))):
+            return picture, mask  # seen in the turned picture it would be the other one
+        as_turned = follows(turned, mask, io.oriented(mask, orientation))
+    else:
+        try:
+            mask, as_turned = as_mask(coarse_mask, lies.shape[:2], allow_large=allow_large), False
+        except InputError:
+            try:
+                mask, as_turned = as_mask(coarse_mask, turned.shape[:2], allow_large=allow_large), True
+            except InputError:
+                mask, as_turned = as_mask(coarse_mask, lies.shape[:2], allow_large=allow_large), False
+        else:
+            return picture, mask
+    what = "turned by it, as the mask fits" if as_turned else "as its pixels lie, not turned"
+    told = f"{tag}; it is taken {what}; {remedy}"
+    return replace(picture, rgb=turned if as_turned else lies, warnings=(*picture.warnings, told)), mask
+
+
+def follows(image: NDArray[np.uint8], mask: NDArray[np.float32], other: NDArray[np.float32]) -> bool:
+    """Whether a picture (H, W, 3) has edges along the contour of a mask (H, W), and clearly fewer along the other's.
+
+    Looks at a reduced picture; along a contour counts the highest gradient within a few pixels, since coarse contours
+    are off. Undecided, which is False, where the masks are nearly the same or the picture is flat or busy.
+    """
+    scale = min(1, _SEEN / max(image.shape[:2]))
+    size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
+    colours = cv2.GaussianBlur(cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.float32), (0, 0), 1.5)
+    gradient = np.hypot(cv2.Sobel(colours, cv2.CV_32F, 1, 0), cv2.Sobel(colours, cv2.CV_32F, 0, 1)).max(-1)
+    inside = [cv2.resize(m, size, interpolation=cv2.INTER_AREA) > 0.5 for m in (mask, other)]
+    union = np.count_nonzero(inside[0] | inside[1])
+    if union == 0 or np.count_nonzero(inside[0] & inside[1]) > 0.9 * union:
+        return False
+    near = cv2.dilate(gradient, np.ones((_OFF, _OFF), np.uint8))
+    cross = np.ones((3, 3), np.uint8)
+    edges = []
+    for one in inside:
+        contour = cv2.morphologyEx(one.astype(np.uint8), cv2.MORPH_GRADIENT, cross) > 0
+        if not contour.any():
+            return False
+        edges.append(float(near[contour].mean()))
+    return edges[0] > _CLEARLY * edges[1] and edges[0] > _CLEARLY * float(near.mean())
 
 
 def as_image(image: NDArray[Any] | Source, *, allow_large: bool = False) -> NDArray[np.uint8]:
