@@ -1,5 +1,6 @@
 """What a user can cause. Every message says what was given, what is accepted and what to do."""
 
+import errno
 import os
 from collections.abc import Sequence
 
@@ -71,9 +72,16 @@ def listed(names: Sequence[object], most: int = 5) -> str:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether memory ran out, for which torch, its backends and OpenCV each have a class or a text of their own."""
-    text = str(error).lower()
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or any(words in text for words in ("out of memory", "can't allocate memory", "insufficient memory"))
-    )
+    texts = "out of memory", "can't allocate memory", "insufficient memory", "cannot allocate memory", "bad_alloc"
+    link: BaseException | None = error
+    while link is not None:  # a writer that is stopped by it tells of what it has not written
+        text = str(link).lower()
+        if (
+            isinstance(link, MemoryError)
+            or type(link).__name__ == "OutOfMemoryError"
+            or (isinstance(link, OSError) and link.errno == errno.ENOMEM)
+            or any(words in text for words in (*texts, "can't start new thread", "std::system_error"))
+        ):
+            return True
+        link = link.__cause__ or link.__context__
+    return False

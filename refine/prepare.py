@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 _SEEN = 384  # px; longer side of the picture in which a mask's contour is compared with edges
 _OFF = 7  # px of it; side of the square in which an edge is looked for
-_CLEARLY = 1.6
+_CLEARLY = (
+    1.4  # of 198 masks of photographs, given unturned, none was taken for a turned one; 144 turned ones were found
+)
 _TURNS = {
     2: "mask[:, ::-1]",
     3: "mask[::-1, ::-1]",
