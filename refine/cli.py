@@ -123,7 +123,7 @@ class _Group(TyperGroup):
         except RefineError as error:
             _stderr(f"error: {_one_line(error)}")
             raise typer.Exit(2 if isinstance(error, OptionError | WeightsError) else 1) from error
-        except BrokenPipeError:
+        except (BrokenPipeError, UsageError, typer.Exit, typer.Abort):
             raise
         except OSError as error:
             _stderr(f"error: {_one_line(error)}")
@@ -131,6 +131,11 @@ class _Group(TyperGroup):
         except KeyboardInterrupt as interrupt:
             _stderr("interrupted")
             raise typer.Exit(130) from interrupt
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            _stderr("error: out of memory; close other programs, or give this one more")
+            raise typer.Exit(1) from error
 
 
 def _takes_next(word: str, takes_value: set[str]) -> bool:

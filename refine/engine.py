@@ -25,7 +25,7 @@ from refine.change import change as changed
 from refine.config import EMBEDDED, UNTRAINED, Options, guided_model, source_and_options
 from refine.decode import decode
 from refine.devices import is_emulated, peak_memory, resolve_device, resolve_dtype, share_threads, undisturbed
-from refine.errors import InputError, OptionError, check_model, one_of
+from refine.errors import InputError, OptionError, check_model, one_of, shown
 from refine.features import latent_at, whole_latent, with_deep
 from refine.frame import Frame, View, scaled
 from refine.guard import Guard
@@ -134,9 +134,10 @@ class Refiner:
     ) -> Refined:
         """Refine a coarse mask of an image.
 
-        image: (H, W, 3) uint8 RGB, grey, RGBA, uint16 or float in [0, 1]; a path or a PIL image.
-        coarse_mask: (H, W) bool, {0, 1}, {0, 255}, uint8 grey or float in [0, 1]; of the image's size or smaller; a
-            path or a PIL image.
+        image: (H, W, 3) uint8 RGB, grey, RGBA, uint16 or float in [0, 1], as an array or a tensor (C, H, W) or
+            (H, W, C); or a file: its path, its bytes, open, or a PIL image.
+        coarse_mask: (H, W) bool, {0, 1}, {0, 255}, uint8 grey or float in [0, 1]; of the image's size or smaller; or a
+            file as above.
         proposals: of this picture, or what finds them, instead of the option of that name.
         embedding: for SAM-SR v3, Segment Anything's features (256, 64, 64) of this picture, or what gives them.
         options: fields of `refine.config.Options` for this call alone.
@@ -191,6 +192,8 @@ class Refiner:
         chosen = self._chosen(options)
         check_mask_stream(out)
         for path in (image, coarse_mask):
+            if not isinstance(path, str | os.PathLike):
+                raise OptionError(f"refine_file reads files by their paths, given was {shown(path)}; or use refine()")
             if os.path.exists(out) and os.path.exists(path) and os.path.samefile(path, out):
                 raise OptionError(f"{os.fspath(out)}: is an input, {os.fspath(path)}; give another name")
         check_not_itself(image, coarse_mask)

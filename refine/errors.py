@@ -1,5 +1,6 @@
 """What a user can cause. Every message says what was given, what is accepted and what to do."""
 
+import errno
 import os
 from collections.abc import Sequence
 
@@ -34,6 +35,8 @@ _LONGEST = 80  # characters of a value in a message
 
 def shown(value: object) -> str:
     """A value as a message has it: its `repr`, of a long one the beginning; never an error itself."""
+    if isinstance(value, bytes | bytearray | memoryview):  # perhaps what a file holds
+        return f"<{type(value).__name__} of {len(value):,}>"
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # a number of thousands of digits, a list within lists without end
@@ -57,7 +60,8 @@ def check_model(model: object, weights: object) -> None:
 def check_path(name: str, value: object) -> None:
     """Raises `OptionError` where ``value`` is neither a path of a file nor None."""
     if value is not None and (not isinstance(value, str | os.PathLike) or "\0" in os.fsdecode(value)):
-        raise OptionError(f"{name}={shown(value)} is not a path; give that of a file, as text or a pathlib.Path")
+        given = f"<text of {len(value):,} characters>" if isinstance(value, str) else shown(value)
+        raise OptionError(f"{name}={given} is not a path; give that of a file, as text or a pathlib.Path")
 
 
 def listed(names: Sequence[object], most: int = 5) -> str:
@@ -68,9 +72,16 @@ def listed(names: Sequence[object], most: int = 5) -> str:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether memory ran out, for which torch, its backends and OpenCV each have a class or a text of their own."""
-    text = str(error).lower()
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or any(words in text for words in ("out of memory", "can't allocate memory", "insufficient memory"))
-    )
+    texts = "out of memory", "can't allocate memory", "insufficient memory", "cannot allocate memory", "bad_alloc"
+    link: BaseException | None = error
+    while link is not None:  # a writer that is stopped by it tells of what it has not written
+        text = str(link).lower()
+        if (
+            isinstance(link, MemoryError)
+            or type(link).__name__ == "OutOfMemoryError"
+            or (isinstance(link, OSError) and link.errno == errno.ENOMEM)
+            or any(words in text for words in (*texts, "can't start new thread", "std::system_error"))
+        ):
+            return True
+        link = link.__cause__ or link.__context__
+    return False

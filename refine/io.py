@@ -19,10 +19,11 @@ import secrets
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -32,13 +33,14 @@ import tifffile
 from numpy.typing import DTypeLike, NDArray
 from PIL import ExifTags, Image, ImageFile
 
-from refine import pictures, tiffs
+from refine import arrays, pictures, tiffs
 from refine.errors import FileError, InputError, OptionError, RefineError
 from refine.values import Array, distinct
 from refine.white import reaches_white, white_of
 
 PathLike = str | os.PathLike[str]
-Source = PathLike | Image.Image
+Source = PathLike | Image.Image | bytes | bytearray | memoryview | BinaryIO
+"""Where a picture is read from: a file by its path, one in memory, an open one, or a picture of Pillow's."""
 
 MAX_PIXELS = 250_000_000
 """Largest picture that is decoded unasked: above every camera's, and 750 MB as RGB."""
@@ -54,10 +56,15 @@ MASK_SUFFIXES = IMAGE_SUFFIXES | {".npy"}
 
 _FORMATS = {"image": "JPEG, PNG, TIFF, BMP, WebP or GIF", "mask": "JPEG, PNG, TIFF, BMP, WebP, GIF or .npy"}
 NODATA = "some of its pixels are called unknown by its GDAL nodata tag (42113); they are refined as they look"
-_ARRAYS = "a path, a PIL image or a numpy array"
+_ARRAYS = "a path, bytes, an open file, a PIL image, a numpy array or a tensor"
 STALE = 24 * 3600
 """Seconds after which a temporary file belongs to no process that still writes it."""
 
+_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/(?=/?[^/\\])", re.IGNORECASE)  # pathlib makes one of its two slashes
+_BASE64 = re.compile(r"data:[\w/+.;=-]*,|iVBORw0KGgo|/9j/|R0lGOD|UklGR|SUkqA|TU0AK")
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
+_LONGEST_NAME = 255  # characters of a path that is shown where there is no such file
+_LONGEST_PATH = 4096
 _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
 _LONGEST_SIDE = {".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383}  # px; libjpeg's and WebP's limits
 _WRITTEN: dict[str, dict[str, Any]] = {
@@ -77,7 +84,7 @@ logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 
 def read_image(source: Source, *, allow_large: bool = False, white: float | None = None) -> NDArray[np.uint8]:
-    """Picture (H, W, 3), uint8 RGB in the displayed frame, from a path or a PIL image.
+    """Picture (H, W, 3), uint8 RGB in the displayed frame, from a path, bytes, an open file or a PIL image.
 
     Reads JPEG, PNG, TIFF, BMP and WebP of any bit depth and colour mode, by content and not by suffix. Samples become
     8-bit as :func:`rgb8` says, by ``white``; bits and the colours of palettes are as they are.
@@ -99,6 +106,10 @@ class Picture:
     """Its place on Earth and its resolution, from a TIFF that is stored upright."""
     warnings: tuple[str, ...] = ()
     """What the caller should know, without the file's name."""
+    orientation: int = 1
+    """EXIF's, which turns pixels from the stored to the displayed frame, as :func:`oriented`."""
+    turned: bool = True
+    """Whether that was done; not to a PIL image that is no file's any more, which may have been turned by hand."""
 
 
 def read_picture(source: Source, *, allow_large: bool = False, white: float | None = None) -> Picture:
@@ -112,7 +123,13 @@ def read_picture(source: Source, *, allow_large: bool = False, white: float | No
     if samples.ndim == 3 and samples.shape[2] == 2:  # grey and alpha
         samples = samples[..., 0]
     picture = picture_of(samples, name, white)
-    return replace(picture, georeference=raster.georeference, warnings=(*raster.warnings, *picture.warnings))
+    return replace(
+        picture,
+        georeference=raster.georeference,
+        warnings=(*raster.warnings, *picture.warnings),
+        orientation=raster.orientation,
+        turned=raster.turned,
+    )
 
 
 def read_mask(source: Source, *, allow_large: bool = False) -> Array:
@@ -123,15 +140,19 @@ def read_mask(source: Source, *, allow_large: bool = False) -> Array:
     used gives the greys it displays; of a coloured palette 0 is the ground and one other index the object.
 
     Raises FileError: as :func:`read_image`.
-    Raises InputError: the mask is coloured (a label map, or a photograph), or its only content is its alpha channel.
+    Raises InputError: the mask is coloured (a label map, or a photograph), or its alpha channel is another mask.
     """
     raster, name = _raster(source, "mask", allow_large)
     if raster.palette is None:
         return grey(raster.samples, name)
     if raster.opacity is not None:
         used = distinct(raster.samples, 255)
-        _check_alpha(raster.palette[used], raster.opacity[used], name)
-    return palette_values(raster.samples, raster.palette, name)
+        greys, alphas = palette_values(used.astype(np.uint8)[None], raster.palette, name)[0], raster.opacity[used]
+        check_alpha(lambda: [(greys, alphas)], name)
+    values, alpha = palette_values(raster.samples, raster.palette, name), raster.alpha
+    if alpha is not None:
+        check_alpha(lambda: [(values, alpha)], name)
+    return values
 
 
 def read_palette(source: Source) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | None:
@@ -151,7 +172,10 @@ def read_georeference(source: Source) -> tiffs.Georeference | None:
     if isinstance(source, Image.Image):
         file = _unread(source)
         return None if file is None else _georeference(file, "image")
-    name = os.fsdecode(source)
+    held = arrays.content(source, "image")
+    if held is not None:
+        return _georeference(held, "image")
+    name = _path(source, "image")
     with opened(Path(name), name, "TIFF") as file:
         return _georeference(file, name)
 
@@ -201,6 +225,8 @@ def picture_of(array: Array, name: str, white: float | None = None) -> Picture:
         remedy = "give a picture with at least one pixel" if array.size == 0 else "pass one picture at a time"
         if array.ndim == 3 and shape[0] in (1, 3, 4) and array.size:
             remedy = "this looks channel-first: pass np.transpose(image, (1, 2, 0))"
+        elif array.ndim == 3 and shape[2] == 2 and array.size:
+            remedy = "if these are grey and alpha, pass image[..., 0]"
         raise InputError(f"{name}: shape {shape} is no picture; accepted are (H, W) and (H, W, 1 | 3 | 4); {remedy}")
     if array.ndim == 3 and shape[2] == 4:
         array = array[..., :3]
@@ -277,6 +303,8 @@ def check_mask_shape(shape: tuple[int, ...], name: str) -> None:
         remedy = "give a mask with at least one pixel" if empty else "pass one mask at a time"
         if len(shape) == 3 and shape[0] == 1 and not empty:
             remedy = "this looks channel-first: pass mask[0]"
+        elif len(shape) == 3 and shape[2] == 2:
+            remedy = "if these are grey and alpha, pass the one that is the mask: mask[..., 0] or mask[..., 1]"
         raise InputError(f"{name}: shape {shape} is no mask; accepted are (H, W) and (H, W, 1); {remedy}")
 
 
@@ -286,8 +314,8 @@ def grey(samples: Array, name: str, *, highest: float | None = None) -> Array:
     Channels of uint8, uint16 or float32 that differ by less than ``COLOUR_NOISE`` of the ``highest`` value, by default
     that of the samples, are noise, as compression leaves it, and give their luminance.
 
-    Raises InputError: the channels differ, or the colour is the same everywhere while alpha is not. ``name`` opens the
-    message.
+    Raises InputError: the channels differ, or alpha is another mask than they are (see `check_alpha`). ``name`` opens
+    the message.
     """
     if samples.ndim == 2:
         return samples
@@ -301,7 +329,7 @@ def grey(samples: Array, name: str, *, highest: float | None = None) -> Array:
             )
         values = cv2.cvtColor(np.ascontiguousarray(samples[..., :3]), cv2.COLOR_RGB2GRAY)
     if channels in (2, 4) and values.size:
-        _check_alpha(values, samples[..., -1], name)
+        check_alpha(lambda: [(values, samples[..., -1])], name)
     return values
 
 
@@ -313,13 +341,28 @@ def _is_noise(colours: Array, highest: float | None) -> bool:
     return spread < COLOUR_NOISE * float(colours.max() if highest is None else highest)  # false for NaN
 
 
-def _check_alpha(colours: Array, alpha: Array, name: str) -> None:
-    """Raises `InputError` where alpha alone tells pixels apart."""
-    if colours.min() == colours.max() and alpha.min() != alpha.max():
-        raise InputError(
-            f"{name}: one colour everywhere, and alpha varies; the mask seems to be the alpha channel, which is "
-            "not read; pass that channel, as in mask[..., -1]"
-        )
+def check_alpha(bands: Callable[[], Iterable[tuple[Array, Array]]], name: str) -> None:
+    """Checks that the alpha of a mask, given as bands of colours and alpha, says nothing that its colours do not.
+
+    So it is where alpha is the same everywhere, or where both are the same mask: their pixels above half of their
+    highest value are the same. ``bands`` is called once, and once more where both vary.
+
+    Raises InputError: alpha is another mask, or the only one, so that nobody can tell which is meant.
+    """
+    ends = np.array([[(x.min(), x.max()) for x in band] for band in bands()], np.float64)  # (bands, 2, 2)
+    lowest, highest = ends[..., 0].min(0), ends[..., 1].max(0)
+    if lowest[1] == highest[1]:
+        return
+    given = "one colour everywhere, and alpha varies; the mask seems to be the alpha channel, which is not read"
+    if lowest[0] != highest[0]:
+        half = highest / 2
+        if all(np.array_equal(colours > half[0], alpha > half[1]) for colours, alpha in bands()):
+            return
+        given = "its alpha channel is another mask than its colours, and nothing says which is meant"
+    raise InputError(
+        f"{name}: {given}; pass the alpha channel, as in mask[..., -1] or of a file "
+        "np.asarray(Image.open(path).convert('RGBA'))[..., -1], or the colours without it, as .convert('RGB')"
+    )
 
 
 def palette_values(indices: NDArray[np.uint8], palette: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
@@ -356,8 +399,11 @@ class Raster:
     samples: Array  # (H, W) or (H, W, 2..4), in the displayed frame
     palette: NDArray[np.uint8] | None = None  # (256, 3) RGB; the samples are then uint8 indices
     opacity: NDArray[np.uint8] | None = None  # (256,): alpha of a palette's indices, where not all are opaque
+    alpha: Array | None = None  # (H, W), beside a palette
     georeference: tiffs.Georeference | None = None
     warnings: tuple[str, ...] = ()
+    orientation: int = 1  # of the file
+    turned: bool = True  # whether it was applied
 
 
 def _raster(source: Source, kind: str, allow_large: bool) -> tuple[Raster, str]:
@@ -373,20 +419,24 @@ def _raster(source: Source, kind: str, allow_large: bool) -> tuple[Raster, str]:
                 return _file_raster(file, kind, kind, allow_large), kind
             finally:
                 file.seek(at)
+    held = arrays.content(source, kind)
+    if held is not None:
+        with decoding(kind, formats):
+            return _file_raster(held, kind, kind, allow_large), kind
+    name = _path(source, kind)
+    with opened(Path(name), name, formats) as file, decoding(name, formats):
+        return _file_raster(file, name, kind, allow_large), name
+
+
+def _path(source: object, kind: str) -> str:
     try:
-        path = Path(os.fsdecode(source))
+        return os.fsdecode(source)  # type: ignore[arg-type]
     except TypeError:
         given = type(source)
-        remedy = "convert it with np.asarray(...)"
-        if given.__module__.partition(".")[0] == "torch":
-            remedy = "convert it with .cpu().numpy(), channels last"
-        message = f"{kind}: given a {given.__module__}.{given.__qualname__}; accepted are {_ARRAYS}; {remedy}"
-        raise InputError(message) from None
-    name = str(path)
-    with opened(path, name, formats) as file, decoding(name, formats):
-        if _head(file).startswith(b"\x93NUMPY") and kind == "mask":
-            return Raster(_read_npy(path, name, allow_large)), name
-        return _file_raster(file, name, kind, allow_large), name
+        raise InputError(
+            f"{kind}: given a {given.__module__}.{given.__qualname__}; accepted are {_ARRAYS}; convert it with "
+            "np.asarray(...)"
+        ) from None
 
 
 def _head(file: BinaryIO) -> bytes:
@@ -434,6 +484,8 @@ def _file_raster(file: BinaryIO, name: str, kind: str, allow_large: bool) -> Ras
     head = _head(file)
     if head[:4] in tiffs.HEADS:
         return _tiff_raster(file, name, kind, allow_large)
+    if head.startswith(b"\x93NUMPY") and kind == "mask":
+        return Raster(_read_npy(file, name, allow_large))
     found = _format(head, name, _FORMATS[kind])
     header = found.header(file)
     _check_size(header.width, header.height, name, allow_large)
@@ -442,12 +494,14 @@ def _file_raster(file: BinaryIO, name: str, kind: str, allow_large: bool) -> Ras
     samples = stored.samples
     if stored.bits is not None:
         samples = whole_range(samples, stored.bits)
-    return Raster(_oriented(samples, header.orientation), stored.palette, stored.opacity)
+    orientation = header.orientation
+    return Raster(oriented(samples, orientation), stored.palette, stored.opacity, orientation=orientation)
 
 
 @contextmanager
 def opened(path: Path, name: str, formats: str) -> Iterator[BinaryIO]:
     try:
+        _check_is_path(name)
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
             raise FileError(f"{name}: is a folder; accepted is one file ({formats}); give a file inside it")
@@ -462,9 +516,27 @@ def opened(path: Path, name: str, formats: str) -> Iterator[BinaryIO]:
         reason = (isinstance(error, OSError) and error.strerror) or error
         raise FileError(f"{name}: cannot be opened ({reason}); give a readable file ({formats})") from error
     with file:
-        if path.stat().st_size == 0:
+        if os.fstat(file.fileno()).st_size == 0:
             raise FileError(f"{name}: is empty (0 bytes); give a complete file ({formats})")
         yield file
+
+
+def _check_is_path(name: str) -> None:
+    """Tells a text that is no path what it seems to be, without showing it: the content of a file, or an address.
+
+    Raises FileError: it is that, and no file has this name.
+    """
+    remedy = None
+    scheme = _ADDRESS.match(name)
+    if scheme:
+        remedy = "download it, and give its path or its bytes, as of urllib.request.urlopen(address).read()"
+        given = f"an address ({scheme[1].lower()}), which is not fetched"
+    elif _BASE64.match(name):
+        given, remedy = "base64 text", "give base64.b64decode(text)"
+    elif len(name) > _LONGEST_NAME or not name or _CONTROL.search(name):
+        given, remedy = f"a text of {len(name):,} characters", "give the path of a file, or what a file holds as bytes"
+    if remedy is not None and ("\0" in name or len(name) > _LONGEST_PATH or not os.path.exists(name)):
+        raise FileError(f"{given}; accepted is a path; {remedy}")
 
 
 @contextmanager
@@ -493,6 +565,8 @@ def _pillow_raster(picture: Image.Image, name: str, allow_large: bool) -> Raster
     _check_size(*picture.size, name, allow_large)
     picture.load()
     orientation = _orientation(picture)
+    # What Pillow made of a file's picture keeps the tag, be it turned or not: its pixels are taken as they lie.
+    applied = orientation if isinstance(picture, ImageFile.ImageFile) else 1
     palette = None
     if picture.mode in ("P", "PA"):
         colours = np.asarray(picture.getpalette("RGB") or [], np.uint8).reshape(-1, 3)[:256]
@@ -504,20 +578,35 @@ def _pillow_raster(picture: Image.Image, name: str, allow_large: bool) -> Raster
         picture = picture.convert(picture.mode.upper())
     elif picture.mode not in ("1", "L", "LA", "RGB", "RGBA", "I", "F") and not picture.mode.startswith("I;16"):
         raise FileError(f"{name}: colour mode {picture.mode} is not accepted; convert it to RGB or grey")
-    samples = np.asarray(picture)
+    samples, opacity, alpha = np.asarray(picture), None, None
+    key = picture.info.get("transparency")
     if picture.mode == "PA":
-        samples = samples[..., 0]
-    return Raster(_oriented(samples, orientation), palette)
+        samples, alpha = samples[..., 0], oriented(samples[..., 1], applied)
+    elif palette is not None:
+        opacity = _opacity(key)
+    elif key is not None and isinstance(key, int | tuple):
+        keys = np.atleast_1d(key)
+        samples = pictures.with_key(samples, keys > 0 if samples.dtype == bool else keys)
+    samples = oriented(samples, applied)
+    return Raster(samples, palette, opacity, alpha, orientation=orientation, turned=applied == orientation)
+
+
+def _opacity(key: object) -> NDArray[np.uint8] | None:
+    """Alpha of a palette's indices, of what Pillow keeps of it: the transparent index, or alpha of the first ones."""
+    if isinstance(key, int):
+        key = bytes(255 * (i != key) for i in range(256))
+    return pictures.opacity_of(key) if isinstance(key, bytes) else None
 
 
 def _orientation(picture: Image.Image) -> int:
     try:
-        return picture.getexif().get(ExifTags.Base.Orientation, 1)
+        found = picture.getexif().get(ExifTags.Base.Orientation, 1)
+        return found if found in range(1, 9) else 1
     except Exception:  # Pillow raises anything on a damaged EXIF block; the pixels are whole, viewers show them upright
         return 1
 
 
-def _oriented(samples: Array, orientation: object) -> Array:
+def oriented(samples: Array, orientation: object) -> Array:
     """Samples turned and mirrored into the displayed frame (EXIF and TIFF tag 274, values 1 to 8)."""
     turned = {
         2: lambda a: a[:, ::-1],
@@ -531,11 +620,17 @@ def _oriented(samples: Array, orientation: object) -> Array:
     return np.ascontiguousarray(turned)
 
 
-def _read_npy(path: Path, name: str, allow_large: bool) -> Array:
-    mapped = np.load(path, mmap_mode="r", allow_pickle=False)
-    _check_size(mapped.size, 1, name, allow_large)
-    check_mask_shape(mapped.shape, name)
-    return np.array(mapped)
+def _read_npy(file: BinaryIO, name: str, allow_large: bool) -> Array:
+    version = np.lib.format.read_magic(file)
+    headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    shape, _, dtype = headers.get(version, headers[2, 0])(file)  # 3.0 differs in the coding of its text alone
+    _check_size(math.prod(shape), 1, name, allow_large)
+    check_mask_shape(shape, name)
+    begin = file.tell()
+    if file.seek(0, os.SEEK_END) - begin < math.prod(shape) * dtype.itemsize:
+        raise ValueError("it ends before its last value")
+    file.seek(0)
+    return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
 
 
 @contextmanager
@@ -551,7 +646,7 @@ def _tiff_raster(file: BinaryIO, name: str, kind: str, allow_large: bool) -> Ras
     with open_tiff(file, name) as tiff:
         page = tiff_page(tiff, file, name, allow_large)
         tiffs.check_segments(page, file, name)
-        samples = page.asarray(squeeze=False)[:, 0]  # (planes, H, W, C); planes or C is 1
+        samples = _tiff_samples(page, file)[:, 0]  # (planes, H, W, C); planes or C is 1
         samples = samples[0] if samples.shape[0] == 1 else np.moveaxis(samples[..., 0], 0, -1)
         samples = samples[..., 0] if samples.shape[2] == 1 else samples
         warnings = [NODATA] if holds_nodata(page, samples, name, kind) else []
@@ -562,8 +657,26 @@ def _tiff_raster(file: BinaryIO, name: str, kind: str, allow_large: bool) -> Ras
         if place.on_earth:
             warnings.append(f"it is stored turned or mirrored (tag 274: {orientation}), so its position is not kept")
         place = None
-    samples = _oriented(raster.samples, orientation)
-    return Raster(samples, raster.palette, georeference=place, warnings=tuple(warnings))
+    samples = oriented(raster.samples, orientation)
+    orientation = orientation if orientation in range(1, 9) else 1
+    return Raster(samples, raster.palette, georeference=place, warnings=tuple(warnings), orientation=orientation)
+
+
+def _tiff_samples(page: Any, file: BinaryIO) -> Array:
+    """(planes, 1, H, W, C); what a writer left out of it, tiles or strips without content, has the page's nodata."""
+    segments = list(zip(page.dataoffsets, page.databytecounts, strict=True))
+    if page.is_final or all(offset and length for offset, length in segments):
+        return np.asarray(page.asarray(squeeze=False))
+    samples = np.full(page.shaped, page.nodata, page.dtype)  # tifffile takes one that is left out for the next one
+    for index, (offset, length) in enumerate(segments):
+        if offset and length:
+            file.seek(offset)
+            data = file.read(length)
+            tables = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader}
+            segment, (plane, _, top, left, _), (_, high, wide, _) = page.decode(data, index, **tables)
+            into = samples[plane, 0, top : top + high, left : left + wide]
+            into[...] = segment[0, : into.shape[0], : into.shape[1]]
+    return samples
 
 
 def holds_nodata(page: Any, samples: Array, name: str, kind: str) -> bool:
@@ -607,9 +720,10 @@ def tiff_page(tiff: Any, file: BinaryIO, name: str, allow_large: bool) -> Any:
     if rivals > 1:
         given = f"{rivals} pages of the first one's size or larger"
         raise FileError(f"{name}: {given}; accepted is one picture; save the page you mean")
-    if page.imagedepth != 1 or page.samplesperpixel > 4:
+    if page.imagedepth != 1 or page.tiledepth not in (0, 1) or page.samplesperpixel > 4:
+        depth = page.imagedepth if page.imagedepth != 1 else page.tiledepth
         raise FileError(
-            f"{name}: a TIFF with {page.samplesperpixel} samples per pixel and depth {page.imagedepth}; accepted "
+            f"{name}: a TIFF with {page.samplesperpixel} samples per pixel and depth {depth}; accepted "
             "are one to four samples and depth 1; save the bands you mean"
         )
     tiffs.check_page(page, file, name)
@@ -816,5 +930,6 @@ def _write_pixels(path: PathLike, suffix: str, samples: Array, georeference: tif
             f"{os.fspath(path)}: {width} x {height} cannot be written as {suffix}, whose sides end at {longest} px; "
             "give .png or .tif"
         )
-    picture = Image.fromarray(np.ascontiguousarray(samples))
-    write_atomic(path, lambda file: picture.save(file, **_WRITTEN[suffix]))
+    encoded = BytesIO()  # Pillow writes to a file's descriptor by itself, and does not see that a disk is full
+    Image.fromarray(np.ascontiguousarray(samples)).save(encoded, **_WRITTEN[suffix])
+    write_atomic(path, lambda file: file.write(encoded.getbuffer()))

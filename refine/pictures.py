@@ -206,12 +206,16 @@ def _png(data: bytes, name: str, check: Check) -> Stored:
     if samples.shape[:2] != (height, width):
         raise ValueError(f"{samples.shape} where {height} x {width} was said")
     if not indexed:
-        return Stored(samples > 0 if bits == 1 else samples)
+        samples = samples > 0 if bits == 1 else samples
+        if len(opacity) == 2 * (1 if samples.ndim == 2 else samples.shape[2]) and header[9] in (0, 2):
+            key = np.frombuffer(opacity, ">u2") * (255 // ((1 << bits) - 1) if 1 < bits < 8 else 1)
+            samples = with_key(samples, key)
+        return Stored(samples)
     if bits < 8:  # decoded as grey, over the whole range
         samples //= 255 // ((1 << bits) - 1)
     if not palette:
         raise ValueError("the PNG has no palette")
-    return Stored(samples, _palette(palette), _opacity(opacity) if opacity else None)
+    return Stored(samples, _palette(palette), opacity_of(opacity) if opacity else None)
 
 
 def _chunk(kind: bytes, body: bytes) -> bytes:
@@ -225,7 +229,15 @@ def _palette(colours: bytes) -> NDArray[np.uint8]:
     return palette
 
 
-def _opacity(alphas: bytes) -> NDArray[np.uint8] | None:
+def with_key(samples: Array, key: Array) -> Array:
+    """Samples (H, W) or (H, W, 3) and alpha, which is 0 where they are the ``key``, a value of each channel."""
+    seen = (samples.reshape(*samples.shape[:2], -1) != key).any(-1)
+    white = True if samples.dtype == bool else np.iinfo(samples.dtype).max
+    return np.dstack([samples, np.where(seen, white, 0).astype(samples.dtype)])
+
+
+def opacity_of(alphas: bytes) -> NDArray[np.uint8] | None:
+    """Alpha of each index of a palette, of that of the first ones; None where all are opaque."""
     opacity = np.full(256, 255, np.uint8)
     given = np.frombuffer(alphas, np.uint8)[:256]
     opacity[: len(given)] = given
@@ -299,7 +311,7 @@ def _gif(data: bytes, name: str, check: Check) -> Stored:
     if count != 1:
         raise _animation(count, name)
     samples = imagecodecs.gif_decode(data, 0, asrgb=False).reshape(height, width)
-    return Stored(samples, _palette(colours or everyones), _opacity(opacity) if opacity else None)
+    return Stored(samples, _palette(colours or everyones), opacity_of(opacity) if opacity else None)
 
 
 def _gif_palette(data: bytes, at: int, packed: int) -> bytes:

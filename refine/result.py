@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from refine import io
+from refine import arrays, io
 from refine.errors import InputError
 from refine.tiffs import Georeference
 
@@ -221,11 +221,12 @@ class Refined:
         Raises FileError: its file cannot be read.
         """
         # A result exists, so its picture has been read before: however large, it is trusted.
-        white = self.report.options.get("white")
-        if isinstance(image, np.ndarray):
-            rgb = io.rgb8(image, "image", white)
+        white, held = self.report.options.get("white"), arrays.plain(image, "image")
+        source = image if held is None else held
+        if isinstance(source, np.ndarray):
+            rgb = io.rgb8(source, "image", white)
         else:
-            rgb = io.read_image(image, allow_large=True, white=white)
+            rgb = io.read_image(source, allow_large=True, white=white)
         if rgb.shape[:2] != self.mask.shape:
             given, wanted = (f"{h} x {w}" for h, w in (rgb.shape[:2], self.mask.shape))
             where = "image" if not isinstance(image, str | os.PathLike) else os.fspath(image)

@@ -207,14 +207,11 @@ class Slide:
         return meaning(lambda: map(self._values, self._bands()), self._name)
 
     def _check_alpha(self) -> None:
-        """Refuses a mask of one colour whose content is its alpha channel, as `refine.io.grey` does."""
-        ends: list[Array] = []
-        for band in self._bands():
-            samples = self._raster(band, "mask").samples
-            ends += samples.min((0, 1)), samples.max((0, 1))
-            if samples.shape[2] == 3 or len({end[0] for end in ends}) > 1:  # inks, which become RGB; or no one colour
-                return
-        io.grey(np.array([ends]), self._name)
+        """Refuses a mask whose alpha channel is another one, as `refine.io.grey` does."""
+        if self._raster(Window(0, 1, 0, 1), "mask").samples.shape[2] == 3:  # inks, which became RGB
+            return
+        bands = lambda: (self._raster(band, "mask").samples for band in self._bands())  # noqa: E731
+        io.check_alpha(lambda: ((samples[..., 0], samples[..., -1]) for samples in bands()), self._name)
 
     def _raster(self, window: Window, kind: str) -> io.Raster:
         height, width = self.size

@@ -44,8 +44,11 @@ _SIZES = {
     18: 8,
 }  # bytes
 _INTEGERS = frozenset({1, 3, 4, 13, 16, 18})
-# Size, bits, compression, colours, orientation, strips, samples, planes, predictor, palette, tiles, alpha, format.
-_TAGS = frozenset({256, 257, 258, 259, 262, 273, 274, 277, 278, 279, 284, 317, 320, 322, 323, 324, 325, 338, 339})
+# Size, bits, compression, colours, orientation, strips, samples, planes, predictor, palette, tiles, alpha, format,
+# depth.
+_TAGS = frozenset(
+    {256, 257, 258, 259, 262, 273, 274, 277, 278, 279, 284, 317, 320, 322, 323, 324, 325, 338, 339, 32997, 32998}
+)
 _DAMAGED = "truncated or damaged"
 _WHOLE = "give a complete file"
 

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "refine"
 LAYERS = (
     ("texts",),
     ("errors",),
-    ("config", "isolation", "ranges", "values", "memory", "versions", "streams"),
+    ("config", "isolation", "ranges", "values", "memory", "versions", "streams", "arrays"),
     ("pictures", "tiffs", "white"),
     ("io", "coords", "tiles", "planes", "slides", "blocks", "result", "metrics", "checkpoint", "pairs", "devices"),
     ("cells", "parts"),

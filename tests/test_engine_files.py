@@ -241,3 +241,11 @@ def test_an_empty_mask_gives_an_empty_file(refiner, files, tmp_path):
     report = refiner.refine_file(files[0], empty, tmp_path / "out.tif")
     assert "all background" in report.warnings[0]
     assert not stored(tmp_path / "out.tif").any()
+
+
+@pytest.mark.parametrize("given", [b"secret", bytearray(b"secret"), None, np.zeros((4, 4), bool)], ids=type)
+def test_what_is_no_path_is_not_read_by_windows(tmp_path, given):
+    refiner = refine.Refiner("crm-s", device="cpu", dtype="float32")
+    with pytest.raises(OptionError, match=r"by their paths.*or use refine\(\)") as raised:
+        refiner.refine_file(tmp_path / "a.tif", given, tmp_path / "out.tif")
+    assert "secret" not in str(raised.value)

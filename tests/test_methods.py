@@ -2,6 +2,7 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import cv2
@@ -412,3 +413,21 @@ def test_neither_methods_nor_help_import_torch(work):
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_probability_that_rounds_out_of_its_range_is_clipped_without_a_warning(monkeypatch):
+    from skimage import segmentation
+
+    real = segmentation.random_walker
+
+    def rounding(*args, **options):
+        warnings.warn(
+            "The probability range is outside [0, 1] given the tolerance `prob_tol`.", UserWarning, stacklevel=2
+        )
+        return real(*args, **options) * 1.01 - 0.005
+
+    monkeypatch.setattr(segmentation, "random_walker", rounding)
+    mask = disc()
+    refined = refine.run(photographed(mask), mask, model="random-walker")
+    assert refined.probability.min() == 0
+    assert refined.probability.max() == 1

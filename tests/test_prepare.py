@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from PIL import Image
+from PIL import Image, ImageOps
 
 from refine.errors import FileError, InputError
 from refine.prepare import as_image, as_mask, prepare
@@ -74,7 +74,6 @@ def test_a_path_is_read(tmp_path):
         (np.full((5, 5), 200, np.uint16), r"image: uint16 with values up to 200 only.*white=255 \(--white 255\)"),
         (np.full((5, 5), 4095, np.uint16), r"image: uint16 with values up to 4095 only.*white=4095 \(--white 4095\)"),
         (np.array([[0, 1.00001]]), r"image: float values 0\.\.1\.00001.*\[0, 1\]"),
-        (torch.zeros(3, 4, 4), r"image: given a torch\.Tensor.*\.cpu\(\)\.numpy\(\)"),
         ([[1, 2]], r"image: given a builtins\.list.*np\.asarray"),
         (None, r"image: given a builtins\.NoneType"),
     ],
@@ -272,7 +271,6 @@ def test_grey_is_not_taken_for_labels(values):
         (np.zeros((4, 5, 2)), r"mask: shape \(4, 5, 2\)"),
         (np.zeros(5), r"mask: shape \(5,\)"),
         (noise(4, 5, 3), r"mask: a coloured mask \(3 channels"),
-        (torch.zeros(4, 5), r"mask: given a torch\.Tensor.*\.cpu\(\)\.numpy\(\)"),
     ],
 )
 def test_what_is_no_mask_says_what_was_given(mask, message):
@@ -415,3 +413,105 @@ def test_allow_large_reaches_both_files(tmp_path, monkeypatch):
         as_mask(tmp_path / "a.png", (4, 5))
     Image.fromarray(noise(4, 5) > 127).save(tmp_path / "m.png")
     assert prepare(tmp_path / "a.png", tmp_path / "m.png", allow_large=True).mask.shape == (4, 5)
+
+
+# ------------------------------------------------------------------------------------------------------------- frames
+
+
+def scene(size=(120, 160)):
+    """A picture of an ellipse away from the middle, and the ellipse."""
+    y, x = np.mgrid[: size[0], : size[1]]
+    spot = ((y - 35) / 25) ** 2 + ((x - 45) / 30) ** 2 < 1
+    picture = np.where(spot[..., None], (200, 90, 60), (60, 110, 90)) + noise(*size, 3) // 8
+    return picture.astype(np.uint8), spot
+
+
+def photograph(path, picture, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(picture).save(path, exif=exif)
+    return path
+
+
+def as_displayed(picture, orientation):
+    """By Pillow."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.fromarray(picture)
+    image.info["exif"] = exif.tobytes()
+    return np.asarray(ImageOps.exif_transpose(image))
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_a_mask_drawn_on_the_picture_as_it_is_stored_is_told_with_the_turn_that_mends_it(tmp_path, orientation):
+    picture, spot = scene((120, 160) if orientation < 5 else (140, 140))
+    path = photograph(tmp_path / "a.png", picture, orientation)
+    pair = prepare(path, spot)
+    assert np.array_equal(pair.mask, spot)  # never turned unasked
+    (told,) = pair.warnings
+    assert f"EXIF orientation {orientation}" in told
+    mended = eval(told.rpartition(": ")[2], {"mask": spot, "np": np})
+    assert np.array_equal(mended, as_displayed(spot.astype(np.uint8) * 255, orientation) > 0)
+    assert prepare(path, mended).warnings == ()
+
+
+def test_a_mask_of_which_nobody_can_tell_the_frame_is_not_told_of(tmp_path):
+    picture, spot = scene()
+    path = photograph(tmp_path / "a.png", noise(120, 160, 3), 3)
+    assert prepare(path, spot).warnings == ()  # no edges
+    middle = spot | spot[::-1, ::-1]
+    assert prepare(photograph(tmp_path / "b.png", picture, 3), middle).warnings == ()  # the same in both frames
+    assert prepare(photograph(tmp_path / "c.png", picture, 1), spot[::-1]).warnings == ()
+    for only in (np.zeros_like(spot), np.ones_like(spot)):
+        assert prepare(path, only).warnings == ()
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+@pytest.mark.parametrize("size", [(120, 160), (140, 140)])
+def test_a_picture_turned_by_hand_in_pillow_is_not_turned_twice(tmp_path, orientation, size):
+    picture, spot = scene(size)
+    upright = Image.open(photograph(tmp_path / "a.png", picture, orientation)).copy()
+    if orientation == 3:
+        upright = upright.rotate(180)
+    else:
+        turns = (None, None, 0, None, 1, 5, 4, 6, 2)  # Pillow's, of each orientation
+        upright = upright.transpose(Image.Transpose(turns[orientation]))
+    assert upright.getexif()[0x0112] == orientation
+    shown = as_displayed(picture, orientation)
+    mask = as_displayed(spot.astype(np.uint8), orientation) > 0
+    pair = prepare(upright, mask)
+    assert np.array_equal(pair.image, shown)
+    assert np.array_equal(pair.mask, mask)
+    assert np.array_equal(as_image(upright), shown)
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+@pytest.mark.parametrize("size", [(120, 160), (140, 140)])
+def test_a_picture_changed_in_pillow_and_not_turned_is_taken_in_the_frame_of_its_mask(tmp_path, orientation, size):
+    picture, spot = scene(size)
+    changed = Image.open(photograph(tmp_path / "a.png", picture, orientation)).convert("RGB")
+    changed = changed.copy()
+    shown, mask = as_displayed(picture, orientation), as_displayed(spot.astype(np.uint8), orientation) > 0
+    displayed, stored = prepare(changed, mask), prepare(changed, spot)
+    assert np.array_equal(displayed.image, shown)
+    assert "turned by it, as the mask fits; apply ImageOps.exif_transpose" in displayed.warnings[0]
+    assert np.array_equal(stored.image, picture)
+    assert stored.warnings == ()
+
+
+def test_a_changed_picture_whose_frame_nobody_can_tell_is_taken_as_it_lies_with_a_warning(tmp_path):
+    picture = noise(120, 160, 3)
+    changed = Image.open(photograph(tmp_path / "a.png", picture, 3)).copy()
+    pair = prepare(changed, scene()[1])
+    assert np.array_equal(pair.image, picture)
+    assert "it is taken as its pixels lie, not turned; apply ImageOps.exif_transpose" in pair.warnings[0]
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_a_picture_opened_in_pillow_is_taken_as_its_file_is(tmp_path, loaded):
+    picture, _ = scene()
+    path = photograph(tmp_path / "a.png", picture, 6)
+    with Image.open(path) as opened:
+        if loaded:
+            opened.load()
+        assert np.array_equal(as_image(opened), as_image(path))

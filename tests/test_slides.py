@@ -466,7 +466,7 @@ SOFT = smooth(seed=1)
         np.ones((45, 53), np.uint8),
         np.full((45, 53), 255, np.uint8),
         np.stack([SOFT] * 3, axis=2),
-        np.stack([SOFT, SOFT, SOFT, noise(45, 53, seed=2)], axis=2),
+        np.stack([SOFT] * 4, axis=2),
         np.stack([MASK, MASK], axis=2) * np.uint8(255),
         np.full((45, 53, 2), 255, np.uint8),
     ],
@@ -1182,3 +1182,14 @@ def test_large_tiles_and_strips_take_what_is_said_beyond_the_cache(tmp_path, mon
         assert peak <= 2**20 + slide.excess + 3 * 12 * 2**16
         assert slide.excess <= 2 * pixels.nbytes
         assert (slide.excess == 0) == ("compression" in options)
+
+
+@pytest.mark.parametrize("layout", [{}, {"tile": (16, 16), "compression": "zlib"}])
+def test_alpha_that_is_another_mask_is_named_by_windows_too(tmp_path, monkeypatch, layout):
+    monkeypatch.setattr(slides, "_BAND", 300)
+    samples = np.stack([MASK, MASK, MASK, MASK[::-1]], axis=2) * np.uint8(255)
+    with (
+        Slide(write_tiff(tmp_path / "a.tif", samples, **layout)) as slide,
+        pytest.raises(InputError, match="its alpha channel is another mask than its colours"),
+    ):
+        slide.read_mask(Window(0, 5, 0, 5))

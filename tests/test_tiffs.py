@@ -372,3 +372,41 @@ def test_nothing_warns_where_tifffile_writes_what_it_read(tmp_path):
         warnings.simplefilter("error")
         (tmp_path / "a.tif").write_bytes(stream.getvalue())
         io.write_mask(tmp_path / "m.tif", noise(8, 9) > 3, georeference=io.read_georeference(tmp_path / "a.tif"))
+
+
+@pytest.mark.parametrize("planar", [False, True], ids=["contig", "separate"])
+@pytest.mark.parametrize("compression", [None, "deflate"])
+@pytest.mark.parametrize("tile", [None, (16, 16)], ids=["strips", "tiles"])
+def test_what_a_writer_left_out_of_a_tiff_shifts_nothing(tmp_path, planar, compression, tile):
+    path, picture = tmp_path / "a.tif", noise(40, 50, 3)
+    stored = np.ascontiguousarray(np.moveaxis(picture, -1, 0)) if planar else picture
+    options = {"tile": tile} if tile else {"rowsperstrip": 16}
+    options |= {"planarconfig": "separate" if planar else "contig", "compression": compression, "metadata": None}
+    tifffile.imwrite(path, stored, photometric="rgb", **options)
+    with tifffile.TiffFile(path) as tiff:
+        tag = tiff.pages[0].tags[325 if tile else 279]
+    data = bytearray(path.read_bytes())
+    left_out = 1
+    struct.pack_into(
+        "<H" if tag.dtype == 3 else "<I", data, tag.valueoffset + (2 if tag.dtype == 3 else 4) * left_out, 0
+    )
+    path.write_bytes(data)
+    want = picture.copy()
+    rows, columns = (slice(0, 16), slice(16, 32)) if tile else (slice(16, 32), slice(None))
+    want[rows, columns, 0 if planar else slice(None)] = 0
+    assert np.array_equal(io.read_image(path), want)
+    assert np.array_equal(by_windows(path), want)
+
+
+def test_a_depth_of_tiles_is_refused_and_takes_no_memory(tmp_path):
+    path = tmp_path / "a.tif"
+    options = {"photometric": "rgb", "tile": (16, 16), "compression": "deflate", "metadata": None}
+    tifffile.imwrite(path, noise(40, 50, 3), extratags=[(65000, 4, 1, 2**32 - 1, True)], **options)
+    with tifffile.TiffFile(path) as tiff:
+        at = tiff.pages[0].tags[65000].offset
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<H", data, at, 32998)
+    path.write_bytes(data)
+    for read in (io.read_image, io.read_size, by_windows):
+        with pytest.raises(FileError, match="depth 4294967295; accepted are one to four samples and depth 1"):
+            read(path)

@@ -3,6 +3,7 @@
 Leo Grady: Random Walks for Image Segmentation. PAMI 2006; as scikit-image has it.
 """
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,7 +38,10 @@ def random_walker(image: NDArray[np.uint8], mask: NDArray[np.float32], options: 
         return Outcome(mask, ("the picture has one colour around the coarse mask, which stays as it is",))
     seeds = np.where(band.open, 0, np.where(band.mask, 1, 2))
     # In a narrow band the direct solver ("bf") is exact and as fast as the iterative ones, which stop far from it.
-    found = segmentation.random_walker(
-        colours, seeds, beta=options.beta, mode="bf", return_full_prob=True, channel_axis=-1
-    )
+    with warnings.catch_warnings():
+        # With some versions of numpy the sums round otherwise; what is outside by rounding is clipped below.
+        warnings.filterwarnings("ignore", "The probability range is outside", UserWarning)
+        found = segmentation.random_walker(
+            colours, seeds, beta=options.beta, mode="bf", return_full_prob=True, channel_axis=-1
+        )
     return band.paste(np.clip(found[0], 0, 1).astype(np.float32), mask)

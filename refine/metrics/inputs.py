@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from refine import arrays
 from refine.errors import InputError
 
 
@@ -76,7 +77,8 @@ def box(*masks: NDArray[np.bool_], margin: int = 0) -> tuple[slice, slice]:
 
 
 def _plane(array: NDArray[Any], name: str) -> NDArray[Any]:
-    array = np.asarray(array)
+    plain = arrays.plain(array, f"the {name}")
+    array = np.asarray(array) if plain is None else plain
     if array.ndim != 2 or not array.size:
         raise InputError(f"the {name} has shape {array.shape}; give an array (H, W) with at least one pixel")
     return array
