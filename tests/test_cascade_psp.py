@@ -198,7 +198,7 @@ def test_weights_that_do_not_fit_are_an_error_that_says_so(tmp_path):
     [
         ({"crop": 65}, "give a whole number from 66 to 10000"),
         ({"fast": 2}, "fast=2 is not possible; give True or False"),
-        ({"decode": "dense"}, "cascade-psp has no option decode; its options are allow_large, crop, fast"),
+        ({"decode": "dense"}, "cascade-psp has no option decode; its options are allow_large, white, crop, fast"),
         ({"dtype": "float16"}, "dtype='float16' is not possible with cascade-psp; give auto, float32, bfloat16"),
         ({"device": "nope"}, "device='nope' is unknown"),
     ],
@@ -242,7 +242,7 @@ def test_run_keeps_the_weights_and_the_report_says_what_ran(weights, pair, monke
     for report in reports:
         assert (report.model, report.device, report.dtype) == ("cascade-psp", "cpu", "float32")
         assert report.weights == checkpoint.file_sha256(weights)
-        assert report.options == {"allow_large": False, "crop": 66, "fast": True}
+        assert report.options == {"allow_large": False, "white": None, "crop": 66, "fast": True}
 
 
 def test_bfloat16_is_near_float32(weights, pair, refiner):

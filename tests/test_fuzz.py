@@ -77,7 +77,7 @@ def watched(monkeypatch, tmp_path, code: str, **options) -> Watch:
         ("calls('a', lambda: (np.ones(2**26), time.sleep(9)))", "memory", {"MEMORY": 2**28}),
         ("calls('a', lambda: np.empty(1000))", "differs", {}),
         ("calls('a', lambda: rng.random())", "broken", {}),
-        ("calls('a', lambda: exec('raise InputError(chr(10))'))", "broken", {}),
+        ("calls('a', lambda: exec('raise InputError(str(8) * 60000)'))", "broken", {}),
         ("calls.check(False, 'no')", "broken", {}),
     ],
 )

@@ -184,9 +184,11 @@ def test_a_cascade_of_a_file_that_names_no_network_is_that_of_any(tmp_path):
 
 
 def test_another_network_drops_the_files_cascade():
-    for model, expected in (("crm-s", PRESETS["crm-s"].cascade.lean), ("crm-r50+v2.1", 1.0)):
+    own = read_recipe("crm-r50").spec().cascade
+    assert own.guard > PRESETS["crm-r50"].cascade.guard
+    for model, expected in (("crm-s", PRESETS["crm-s"].cascade), ("crm-r50+v2.1", own)):
         given = {"data": ["mine"], "model": model, "proposals": "slic" if "+" in model else ""}
-        assert read_recipe("crm-r50", given=given).spec().cascade.lean == expected
+        assert read_recipe("crm-r50", given=given).spec().cascade == expected
 
 
 def test_given_weights_replace_pretrained_features(tmp_path):

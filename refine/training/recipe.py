@@ -202,7 +202,7 @@ _NUMBERS: Final[dict[str, tuple[float, float]]] = {  # name -> least and highest
     "decay": (0.0, 1.0),
     "ema": (0.0, 1.0),
 }
-_CASCADE: Final = ("decode", "smallest", "least", "enlarged", "passes", "lean", "sure", "lean_fades")
+_CASCADE: Final = ("decode", "smallest", "least", "enlarged", "passes", "guard", "lean", "sure", "lean_fades")
 
 
 def _check_each(recipe: Recipe) -> None:
