@@ -232,8 +232,13 @@ class Guard:
         for top, bottom in cells.bands(p.size, halo):
             (had, own), (has, _) = (cells.classes_around(plane, top, bottom, halo) for plane in (coarse, p))
             lost = ((had == FOREGROUND) & (has == BACKGROUND)).view(np.uint8)
-            thick = lost & cv2.dilate(cv2.morphologyEx(lost, cv2.MORPH_OPEN, brush), brush)  # with its corners
-            taken[top:bottom] = cv2.dilate(thick, np.ones((3, 3), np.uint8))[own]
+            rows, columns = (np.flatnonzero(lost.any(axis)) for axis in (1, 0))
+            if rows.size:
+                inside = Window(int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1)
+                here = inside.grown(1, *lost.shape).slices
+                thick = cv2.dilate(cv2.morphologyEx(lost[here], cv2.MORPH_OPEN, brush), brush)  # with its corners
+                lost[here] = cv2.dilate(lost[here] & thick, np.ones((3, 3), np.uint8))
+            taken[top:bottom] = lost[own]
         if taken.any():
             away = _TakenAway(p, coarse, taken, cells)
             parts = Parts.of(away, p, cells.around(taken, p.size), store)
