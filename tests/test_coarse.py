@@ -318,11 +318,12 @@ def test_the_order_of_a_mix_does_not_matter(monkeypatch):
         ),
         (
             {"network": 1.0, "box": -0.1},
-            "share -0.1 of coarse masks of kind box is not possible; give shares of at least 0",
+            "share -0.1 of coarse masks of kind box is not possible; give shares from 0 to 1,000,000",
         ),
         ({"network": float("nan")}, "share nan"),
         ({"network": float("inf")}, "share inf"),
         ({"network": "much"}, "share 'much'"),
+        ({"network": 10**400}, "share 1000"),
         ({"network": True}, "share True"),
         ({"network": 0.0, "box": 0}, "no kind of coarse mask has a share in {'network': 0.0, 'box': 0}; give shares"),
         ({}, "no kind of coarse mask has a share"),

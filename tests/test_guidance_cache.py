@@ -179,6 +179,7 @@ def packed(**values: np.ndarray) -> bytes:
         lambda whole: packed(**whole | {"size": whole["size"][:1]}),
         lambda whole: packed(**whole | {"size": whole["size"] * 2}),
         lambda whole: packed(**whole | {"runs": whole["runs"] * 2}),
+        lambda whole: packed(**whole | {"size": -whole["size"]}),
         lambda whole: packed(**whole | {"counts": whole["counts"].astype(float)}),
         lambda whole: sealed(b"a text"),
         lambda whole: sealed(b""),

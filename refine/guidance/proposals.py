@@ -58,7 +58,13 @@ class Proposal:
         """
         height, width = size
         given = np.asarray(counts)
-        if given.ndim != 1 or given.dtype.kind not in "ui" or np.any(given < 0) or given.sum() != height * width:
+        if (
+            min(size) < 1
+            or given.ndim != 1
+            or given.dtype.kind not in "ui"
+            or np.any(given < 0)
+            or given.sum() != height * width
+        ):
             raise InputError(f"runs: {given.dtype} {given.shape} of {given.sum()} px; wanted are {height} x {width} px")
         bounds = np.cumsum(given, dtype=np.int64)
         first, last = bounds[:-1:2], bounds[1::2] - 1  # foreground px of each run, column by column

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from refine.errors import OptionError
+from refine.errors import OptionError, shown
 
 Mask = NDArray[np.bool_]
 Soft = NDArray[np.float32]
@@ -247,17 +247,20 @@ def random_coarse(truth: Mask, rng: np.random.Generator, mix: Mapping[str, float
     return GENERATORS[kinds[int(np.searchsorted(ends[:-1] / ends[-1], rng.random(), "right"))]](truth, rng)
 
 
+MOST_SHARE = 1_000_000
+
+
 def check_mix(mix: Mapping[str, float]) -> None:
     """Raises `OptionError` unless ``mix`` gives known kinds of coarse masks shares of at least 0, one of them above."""
     kinds = (*GENERATORS, GIVEN)
-    accepted = f"give shares of at least 0, one of them above, for any of {', '.join(kinds)}"
+    accepted = f"give shares from 0 to {MOST_SHARE:,}, one of them above 0, for any of {', '.join(kinds)}"
     unknown = [str(kind) for kind in mix if kind not in kinds]
     if unknown:
         raise OptionError(f"coarse masks of kind {', '.join(unknown)} are unknown; {accepted}")
     for kind, share in mix.items():
         number = isinstance(share, int | float) and not isinstance(share, bool)
-        if not number or not math.isfinite(share) or share < 0:
-            raise OptionError(f"the share {share!r} of coarse masks of kind {kind} is not possible; {accepted}")
+        if not number or not 0 <= share <= MOST_SHARE:
+            raise OptionError(f"the share {shown(share)} of coarse masks of kind {kind} is not possible; {accepted}")
     if not any(mix.values()):
         raise OptionError(f"no kind of coarse mask has a share in {dict(mix)}; {accepted}")
 
