@@ -5,6 +5,7 @@ knows a network: what a checkpoint must hold is given as names and shapes.
 """
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -244,7 +245,9 @@ def _published(path: Path) -> "dict[str, Tensor]":
         with path.open("rb") as file:
             head = file.read(2)
         with warnings.catch_warnings(action="ignore"):  # torch doubts formats that it then reads or refuses
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            # A file that is no zip is read at once: of one in memory no more is taken than there is, whatever it says.
+            whole = path if head == b"PK" else io.BytesIO(path.read_bytes())
+            content = torch.load(whole, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
     except Exception as error:  # the unpickler takes any bytes for instructions and raises whatever comes of them

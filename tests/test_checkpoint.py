@@ -2,6 +2,7 @@ import hashlib
 import json
 import pickle
 import tomllib
+import tracemalloc
 from collections import OrderedDict
 from pathlib import Path
 
@@ -102,6 +103,21 @@ def test_a_checkpoint_that_needs_pickle_is_refused(tmp_path, legacy):
     torch.save({"model": Network()}, path, _use_new_zipfile_serialization=not legacy)
     with pytest.raises(WeightsError, match=r"crm\.pth: holds Python objects .* save its state dict alone"):
         checkpoint.load(path)
+
+
+def test_a_length_that_a_checkpoint_does_not_have_takes_no_memory(tmp_path, state):
+    path = tmp_path / "crm.pth"
+    torch.save(state, path, _use_new_zipfile_serialization=False)
+    name = b"little_endian"
+    length = len(name).to_bytes(4, "little")
+    path.write_bytes(path.read_bytes().replace(length + name, (2**31).to_bytes(4, "little") + name))
+    tracemalloc.start()
+    try:
+        with pytest.raises(WeightsError, match="not a checkpoint, or not a whole one"):
+            checkpoint.load(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**26
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("content", [3, [torch.zeros(1)], {}, {"epoch": 3}, {3: torch.zeros(1)}])

@@ -186,6 +186,7 @@ LINE = json.dumps(Row("one", "z", Score(1, 2, 0.5), Score(3, 4, 0.5), 1.0, Harm(
         LINE.replace('"peak_memory": null', '"peak_memory": -1'),
         '{"set": "one", "name": 7, "error": "none"}',
         '{"begun": "now", "pictures": ["one", "z"]}',
+        '{"begun": "now", "set": "one", "name": "z", "error": "none"}',
         "[]",
         "\xff",
     ],

@@ -115,6 +115,8 @@ def _parsed(path: Path, text: bytes) -> list[dict[str, Any]]:
             values = {"variant": "", "key": "", "stamp": "", **json.loads(line)}
             if not all(isinstance(values[name], str) for name in ("variant", "key", "stamp")):
                 raise ValueError("no variant of a text")
+            if "error" in values and "begun" in values:
+                raise ValueError("an error and a beginning")
             if "error" in values:
                 if not all(isinstance(values[name], str) for name in ("set", "name", "error")):
                     raise ValueError("no error of a picture")
