@@ -10,6 +10,7 @@ import json
 import os
 import re
 import warnings
+import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -238,16 +239,32 @@ def _spec(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
     return spec
 
 
+def unpickled(path: Path) -> Any:
+    """What `torch.save` wrote, tensors and plain values alone, on the CPU.
+
+    No more memory is taken than the file has, whatever it says. Raises what torch does, which is anything, of a file
+    that is damaged, and ValueError.
+    """
+    import torch
+
+    with path.open("rb") as file, warnings.catch_warnings(action="ignore"):  # of formats that are read or refused then
+        if file.read(2) != b"PK":
+            file.seek(0)
+            return torch.load(io.BytesIO(file.read()), map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(file) as whole:
+            largest = max((entry.file_size for entry in whole.infolist()), default=0)
+        if largest > path.stat().st_size:
+            raise ValueError(f"a record of {largest:,} bytes in a file of {path.stat().st_size:,}")
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
 def _published(path: Path) -> "dict[str, Tensor]":
     import torch
 
     try:
         with path.open("rb") as file:
             head = file.read(2)
-        with warnings.catch_warnings(action="ignore"):  # torch doubts formats that it then reads or refuses
-            # A file that is no zip is read at once: of one in memory no more is taken than there is, whatever it says.
-            whole = path if head == b"PK" else io.BytesIO(path.read_bytes())
-            content = torch.load(whole, map_location="cpu", weights_only=True)
+        content = unpickled(path)
     except MemoryError:
         raise
     except Exception as error:  # the unpickler takes any bytes for instructions and raises whatever comes of them

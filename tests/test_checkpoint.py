@@ -3,6 +3,7 @@ import json
 import pickle
 import tomllib
 import tracemalloc
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -118,6 +119,20 @@ def test_a_length_that_a_checkpoint_does_not_have_takes_no_memory(tmp_path, stat
         assert tracemalloc.get_traced_memory()[1] < 2**26
     finally:
         tracemalloc.stop()
+
+
+def test_a_record_that_a_checkpoint_does_not_hold_is_refused_before_memory_is_taken(tmp_path, state):
+    path = tmp_path / "crm.pth"
+    torch.save(state, path)
+    with zipfile.ZipFile(path) as whole:
+        entry = max(whole.infolist(), key=lambda entry: entry.file_size)
+    sizes = entry.file_size.to_bytes(4, "little")
+    head, directory = path.read_bytes().rsplit(2 * sizes + len(entry.filename).to_bytes(2, "little"), 1)
+    path.write_bytes(head + sizes + b"\xfe\xff\xff\xff" + len(entry.filename).to_bytes(2, "little") + directory)
+    with pytest.raises(ValueError, match="a record of 4,294,967,294 bytes in a file of"):
+        checkpoint.unpickled(path)
+    with pytest.raises(WeightsError, match="not a checkpoint, or not a whole one"):
+        checkpoint.load(path)
 
 
 @pytest.mark.parametrize("content", [3, [torch.zeros(1)], {}, {"epoch": 3}, {3: torch.zeros(1)}])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from refine import checkpoint
-from refine.checkpoint import save
+from refine.checkpoint import save, unpickled
 from refine.devices import resolve_dtype
 from refine.errors import OptionError, WeightsError
 from refine.io import write_atomic
@@ -164,7 +164,7 @@ class Run:
             return
         told = f"{path} is damaged (%s); delete it to begin anew, or train into another folder"
         try:
-            state = torch.load(path, weights_only=True, map_location="cpu")
+            state = unpickled(path)
             theirs, ours = lasting(json.loads(state["recipe"])), self.recipe.lasting()
             if changed := [name for name in theirs | ours if theirs.get(name) != ours.get(name)]:
                 differences = ", ".join(f"{name} is {theirs.get(name)!r} there" for name in changed)
